@@ -1,0 +1,81 @@
+"""Train one denoiser on your images; it generates and it recognizes.
+
+    denoiser = twofold.load("runs/digits-1a2b3c4d")
+    images = twofold.sample(denoiser, seeds=range(16))
+
+Every name below is imported when it is first used, so `import twofold` costs nothing and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
+    from .codec import Codec, PixelCodec
+    from .data import Store, open_store
+    from .denoiser import Classifier, Denoiser, Encoder, NetworkDenoiser, State
+    from .errors import UserError
+    from .generate import sample
+    from .learn import train
+    from .noise import Family, family
+    from .oracle import MixtureDenoiser
+    from .run import Run, load
+    from .taps import Layer
+
+_TABLE = {
+    "Classifier": "denoiser",
+    "Codec": "codec",
+    "Denoiser": "denoiser",
+    "Encoder": "denoiser",
+    "Family": "noise",
+    "Layer": "taps",
+    "MixtureDenoiser": "oracle",
+    "NetworkDenoiser": "denoiser",
+    "PixelCodec": "codec",
+    "Run": "run",
+    "State": "denoiser",
+    "Store": "data",
+    "UserError": "errors",
+    "family": "noise",
+    "load": "run",
+    "open_store": "data",
+    "sample": "generate",
+    "train": "learn",
+}
+
+__all__ = [  # noqa: RUF022 (sorted as the table is)
+    "__version__",
+    "Classifier",
+    "Codec",
+    "Denoiser",
+    "Encoder",
+    "Family",
+    "Layer",
+    "MixtureDenoiser",
+    "NetworkDenoiser",
+    "PixelCodec",
+    "Run",
+    "State",
+    "Store",
+    "UserError",
+    "family",
+    "load",
+    "open_store",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TABLE:
+        raise AttributeError(f"module 'twofold' has no attribute {name!r}; it has {', '.join(_TABLE)}")
+    value = getattr(importlib.import_module(f".{_TABLE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,94 @@
+"""How training is shown: a live bar on a terminal, plain lines elsewhere. Nothing is silent for two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+HEARTBEAT = 30.0  # seconds between plain lines when nobody watches live
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """One line to standard error, at once. Results go to standard output instead."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar for anything counted. `update(done, total, text)`; total None where it is not known yet."""
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.title, self.quiet = title, quiet
+        self._bar: Any = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(compact=True),
+            ]
+            self._bar = Bar(*columns, console=Console(stderr=True), expand=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=None, text="")
+        else:
+            say(f"{self.title} ...", self.quiet)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int | None = None, text: str = "") -> None:
+        if self._bar is not None:
+            changes: dict[str, Any] = {"completed": done, "total": total}
+            self._bar.update(self._task, **changes, **({"text": text} if text else {}))
+        elif time.monotonic() - self._last >= HEARTBEAT:
+            self.line(f"{self.title}: {done:,}" + (f" of {total:,}" if total else "") + (f", {text}" if text else ""))
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self._last = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            say(text, self.quiet)
+
+
+@contextmanager
+def training(title: str, n_images: int, quiet: bool = False) -> Iterator[Any]:
+    """A `show` function for `learn.train`: bar, validation lines and notes."""
+    from ..learn.events import Event, Logged, Note, Stepped
+
+    with Progress(title, quiet) as progress:
+        text = ""
+
+        def show(event: Event) -> None:
+            nonlocal text
+            match event:
+                case Stepped(n):
+                    progress(n, n_images, text)
+                case Logged(row) if row["kind"] == "train":
+                    text = f"loss {row['loss']:.4f}  {row['images_per_second']:,.0f} img/s"
+                case Logged(row):
+                    progress.line(f"{row['n_images']:>12,} images: " + metrics_line(row))
+                case Note(note):
+                    progress.line(note)
+
+        yield show
+
+
+def metrics_line(row: dict[str, Any]) -> str:
+    """`held-out loss 0.1234, frechet 0.56` from a validation row."""
+    names = {"loss": "held-out loss", "frechet": "Frechet distance", "accuracy": "held-out accuracy"}
+    return ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)

@@ -1,0 +1,129 @@
+"""`twofold train PRESET data=SOURCE [key=value ...]`: train a denoiser or a classifier, or continue."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..settings.presets import open_preset
+from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
+from ..settings.train import TrainSettings
+from .show import Progress, metrics_line, say, training
+
+HELP = "train a denoiser or a classifier; the same command again continues"
+
+
+def settings_model() -> type[TrainSettings]:
+    return TrainSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="a preset's name, a YAML file, or a run folder to repeat")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, name = resolved(args.preset, args.assignments)
+    out = Path(args.out or f"runs/{name}-{settings_hash(settings)}")
+    if args.dry_run:
+        return dry_run(settings, args.device)
+    result = train_run(settings, out, args.device, args.quiet, command_line())
+    if result is not None:
+        print_result(out, result)
+    return 0
+
+
+def resolved(preset: str, assignments: list[str]) -> tuple[TrainSettings, str]:
+    """Settings from a preset and key=value words, and the preset's short name."""
+    opened = open_preset(preset)
+    settings, _ = resolve(TrainSettings, [*opened.layers, ("command line", parse_assignments(assignments))])
+    return settings, opened.name
+
+
+def command_line() -> str:
+    return shlex.join(["twofold", *sys.argv[1:]])
+
+
+def train_run(
+    settings: TrainSettings, out: Path, device: str | None, quiet: bool, command: str, title: str = "training"
+) -> dict[str, Any] | None:
+    """Trains with a live display; tensorboard and preview pictures are written here, beside the run."""
+    say("starting (loading torch) ...", quiet)
+    from ..learn import train
+
+    with Progress("packing the data", quiet=True) as packing:
+        packing.quiet = quiet
+        with training(title, settings.train.n_images, quiet) as show:
+            return train(settings, out, device, _with_pictures(show, out, settings), packing, command)
+
+
+def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
+    """Also draws previews as PNG and, if asked for, writes TensorBoard events."""
+    from ..learn.events import Logged, Previewed
+
+    writer = None
+    if settings.train.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(out / "tensorboard"))
+
+    def both(event: Any) -> None:
+        show(event)
+        if isinstance(event, Previewed):
+            from ..files import atomic_bytes
+            from ..report.figures import image_grid
+
+            path = out / "figures" / f"preview-{event.n_images:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            atomic_bytes(path, image_grid(event.images, 8))
+        if writer is not None and isinstance(event, Logged):
+            for key, value in event.row.items():
+                if key not in ("kind", "n_images") and value is not None:
+                    writer.add_scalar(f"{event.row['kind']}/{key}", value, event.row["n_images"])
+
+    return both
+
+
+def dry_run(settings: TrainSettings, device: str | None) -> int:
+    """Prints what would be trained, how large it is and how long it would take."""
+    say("estimating ...")
+    import torch
+
+    from ..data import open_store
+    from ..learn.estimate import estimate, measure_flops_per_second
+
+    data = settings.data
+    if data.size and data.channels and settings.network.classes is not None:
+        shape, classes = (data.channels, *data.size), [""] * (settings.network.classes or 0)
+    else:
+        store = open_store(data)
+        shape, classes = store.shape, store.classes
+        if settings.network.classes is None:
+            network = settings.network.model_copy(update={"classes": len(classes)})
+            settings = settings.model_copy(update={"network": network})
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = estimate(settings, shape, classes, flops_per_second=measure_flops_per_second(chosen))
+    print(to_yaml(settings))
+    print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(classes)} classes")
+    print(f"parameters  {found.parameters:,}")
+    print(f"memory      about {found.memory / 2**30:.2f} GiB (weights, optimiser, average, activations)")
+    print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {_duration(found.seconds)} on this {chosen.type} in fp32")
+    return 0
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    for size, unit in ((86400 * 2, "days"), (3600 * 2, "hours"), (120, "minutes")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def print_result(out: Path, result: dict[str, Any]) -> None:
+    """The result of a finished run, and what to do next."""
+    print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
+    print("  " + metrics_line(result["metrics"]))
+    print(f"  next: twofold sample {out}    twofold evaluate {out}")

@@ -1,0 +1,200 @@
+"""The three contracts everything else is written against, and the denoiser that a network and a family make.
+
+    Denoiser    denoise(x, sigma, cond) -> x0_hat          features(x, sigma, layers, cond) -> {name: map}
+    Encoder     embed(images) -> (B, D)
+    Classifier  logits(x, sigma) -> (B, K)
+
+x = x0 + sigma * noise (see `twofold.noise`); sigma is () or (B,); cond is a mapping of tensors: `label` (B,) int64
+with -1 = none, `augment` (B, 9). What "no condition" means to the network is the denoiser's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from . import taps as _taps
+from .codec import Codec, PixelCodec
+from .errors import UserError
+from .noise import Coefficients, Family, as_sigma, expand
+from .taps import Layer
+
+Cond = Mapping[str, Tensor]
+
+
+@dataclass
+class State:
+    """Between encoder and decoder: what a guide may edit.
+
+    taps: {layer name: (B, D, h, w)}, every tensor the decoder reads (skips and "mid"). Replacing one changes what
+          the decoder sees, not what deeper encoder layers saw.
+    emb: (B, E) embedding of noise level and condition.
+    context: private to whoever made the state.
+    """
+
+    taps: dict[str, Tensor]
+    emb: Tensor
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+class Network(Protocol):
+    """What computes F: plain modules that know neither sigma nor noise theory (see `twofold.networks`)."""
+
+    layers: Mapping[str, Layer]
+
+    def __call__(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor: ...
+
+
+class Denoiser(nn.Module):
+    """Contract: removes noise from x and shows what it saw on the way.
+
+    shape: (C, H, W) of x0. sigma_range: the noise levels it was trained for. classes: labels 0..classes-1, 0 = none.
+    layers: {name: Layer} in order of execution. codec: images <-> x0. clip: x0 lives in [-1, 1].
+    """
+
+    shape: tuple[int, int, int]
+    sigma_range: tuple[float, float]
+    classes: int = 0
+    layers: Mapping[str, Layer]
+    codec: Codec
+    clip: bool = True
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
+        """x0_hat (B, C, H, W), float32 or better: the expectation of x0 given x. Raises `UserError` off its range."""
+        raise NotImplementedError
+
+    def features(
+        self, x: Tensor, sigma: Tensor | float, layers: Iterable[str], cond: Cond | None = None
+    ) -> dict[str, Tensor]:
+        """{name: (B, D, h, w)} in order of execution; layers after the deepest one do not run.
+
+        Never adds noise: x is already x0 + sigma * noise, or `Family.clean(x0, sigma)`. sigma may be 0.
+        Raises `UserError` for a layer that does not exist (naming those that do).
+        """
+        raise NotImplementedError
+
+    def start_scale(self, sigma: float) -> float:
+        """Standard deviation of the first x of a sampler that starts at sigma."""
+        raise NotImplementedError
+
+
+class Encoder(Protocol):
+    """Images to vectors: Frechet distances, frozen features, neighbours. `name` goes into every result."""
+
+    name: str
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float (B, D)."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Whoever says what is in an image, clean (sigma 0) or noisy. `classes` are the class names, in logit order."""
+
+    classes: Sequence[str]
+
+    def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """x (B, C, H, W) in the frame x0 + sigma * noise -> (B, K), unnormalised."""
+        ...
+
+
+class NetworkDenoiser(Denoiser):
+    """A network and a noise family. Only F runs under autocast; coefficients and sums are float32 or better.
+
+    network: F(c_in x, c_noise, cond). autocast: dtype F runs in (torch.bfloat16, torch.float16), or None for x's own.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        family: Family,
+        shape: tuple[int, int, int],
+        classes: int = 0,
+        codec: Codec | None = None,
+        clip: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.family = family
+        self.shape = shape
+        self.sigma_range = family.sigma_range
+        self.classes = classes
+        self.codec = codec or PixelCodec()
+        self.clip = clip
+        self.autocast: torch.dtype | None = None
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:  # type: ignore[override]
+        return self.network.layers  # type: ignore[return-value]
+
+    def compile_network(self) -> None:
+        """Run denoising through torch.compile. Features keep the eager network, where hooks fire."""
+        object.__setattr__(self, "_compiled", torch.compile(self.network))
+
+    def start_scale(self, sigma: float) -> float:
+        return self.family.start_scale(sigma)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        """F itself, float32: what a loss compares with `family.target`. Does not check the range of sigma."""
+        return self._predict(x, self.family.coefficients(as_sigma(sigma)), cond)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
+        sigma = as_sigma(sigma)
+        self.family.check(sigma)
+        c = self.family.coefficients(sigma)
+        return self._combine(x, c, self._predict(x, c, cond))
+
+    def features(
+        self, x: Tensor, sigma: Tensor | float, layers: Iterable[str], cond: Cond | None = None
+    ) -> dict[str, Tensor]:
+        c = self._feature_coefficients(x, as_sigma(sigma))
+        return _taps.read(lambda: self._run(self.network, x, c, cond), self.layers, layers)
+
+    def encode(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> State:
+        """The network up to its middle. `decode(encode(x, sigma, cond))` equals `denoise(x, sigma, cond)`."""
+        sigma = as_sigma(sigma)
+        self.family.check(sigma)
+        c = self.family.coefficients(sigma)
+        state = self._run(self._split("encode"), x, c, cond)
+        state.context["denoiser"] = (x, c)
+        return state
+
+    def decode(self, state: State) -> Tensor:
+        """x0_hat (B, C, H, W) from a state that may have been edited."""
+        x, c = state.context["denoiser"]
+        decode = self._split("decode")
+        with self._autocast(x):
+            output = decode(state)
+        return self._combine(x, c, output.to(x.dtype))
+
+    def _split(self, name: str) -> Any:
+        if not hasattr(self.network, name):
+            raise UserError(f"{type(self.network).__name__}", f"this network has no {name}", "it runs only as a whole")
+        return getattr(self.network, name)
+
+    def _feature_coefficients(self, x: Tensor, sigma: Tensor) -> Coefficients:
+        """sigma = 0 is scaled as what it is and named by the smallest level the network knows."""
+        at_least = torch.where(sigma == 0, self.sigma_range[0], sigma)
+        self.family.check(at_least)
+        known = self.family.coefficients(at_least)
+        tiny = self.family.coefficients(torch.where(sigma == 0, torch.finfo(torch.float64).tiny, sigma))
+        return Coefficients(tiny.c_skip, tiny.c_out, tiny.c_in, known.c_noise)
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    def _run(self, network: Any, x: Tensor, c: Coefficients, cond: Cond | None) -> Any:
+        c_noise = c.c_noise.to(device=x.device, dtype=x.dtype).expand(len(x))
+        with self._autocast(x):
+            return network(expand(c.c_in, x) * x, c_noise, cond)
+
+    def _predict(self, x: Tensor, c: Coefficients, cond: Cond | None) -> Tensor:
+        return self._run(getattr(self, "_compiled", self.network), x, c, cond).to(x.dtype)
+
+    def _combine(self, x: Tensor, c: Coefficients, output: Tensor) -> Tensor:
+        return expand(c.c_skip, x) * x + expand(c.c_out, x) * output

@@ -1,0 +1,75 @@
+"""What a training run will need, before it is started: parameters, memory, FLOPs and time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..run import build
+from ..settings.train import TrainSettings
+
+BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parameters; memory in bytes; flops of the whole run; seconds, None where the device was not measured."""
+
+    parameters: int
+    memory: int
+    flops: float
+    seconds: float | None
+
+
+def estimate(
+    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], world: int = 1, flops_per_second: float = 0
+) -> Estimate:
+    """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations."""
+    with torch.device("meta"):
+        model = build(settings, shape, classes)
+    network = model.network
+    parameters = sum(p.numel() for p in network.parameters())
+    share = settings.train.micro_batch or settings.train.batch_size // world
+    half = settings.train.precision in ("bf16", "fp16")
+    forward, saved = _forward_cost(network, shape)
+    flops = 3.0 * forward * settings.train.n_images  # a backward pass costs two forward passes
+    memory = parameters * BYTES_PER_PARAMETER + saved * share // (2 if half else 1)
+    return Estimate(parameters, memory, flops, flops / flops_per_second if flops_per_second else None)
+
+
+def _forward_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """(FLOPs, bytes saved for the backward pass) of one image."""
+    x, c_noise = torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta")
+    saved = 0
+    weights = {id(p) for p in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved
+        if id(tensor) not in weights:
+            saved += tensor.nbytes
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        network(x, c_noise)
+    return counter.get_total_flops() // 2, saved // 2
+
+
+def measure_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:
+    """Sustained FLOP/s of a convolution like those of the networks, in about `seconds`."""
+    layer = nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    flops = 2 * 16 * 32 * 32 * 128 * 128 * 9
+    done, start = 0, time.perf_counter()
+    with torch.no_grad():
+        layer(x)
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            layer(x)
+            done += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    return flops * done / (time.perf_counter() - start)

@@ -1,0 +1,18 @@
+"""What a run trains: one module per objective, chosen by `objective.kind`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...settings.train import ObjectiveSettings
+from .denoising import DenoisingObjective
+from .supervised import SupervisedObjective
+
+OBJECTIVES: dict[str, Any] = {"denoising": DenoisingObjective, "supervised": SupervisedObjective}
+
+Objective = DenoisingObjective | SupervisedObjective
+
+
+def objective(model: Any, settings: ObjectiveSettings) -> Objective:
+    """The objective these settings ask for, around a freshly built or resumed model."""
+    return OBJECTIVES[settings.kind](model, settings)

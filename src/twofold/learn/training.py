@@ -1,0 +1,145 @@
+"""From settings to a finished run: pack the data, fill in what it decides, train, write the result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .. import __version__
+from ..data import Store, open_store
+from ..errors import UserError
+from ..run import Run
+from ..settings.train import TrainSettings
+from .events import Event, Note
+from .loop import Trainer
+
+Show = Callable[[Event], None]
+
+
+def train(
+    settings: TrainSettings,
+    out: str | Path,
+    device: str | None = None,
+    show: Show = lambda event: None,
+    packing: Callable[[int, int | None], None] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Trains a run in the folder `out`, or continues it, and returns its result (also in result.json).
+
+    settings: what to train; `network.classes=null` is filled in from the data. device: cpu, cuda, ...; default: the best.
+    show: called with every event of the loop. packing: called with (done, total) while the data is packed.
+    A finished run is not trained again. Raises `UserError` for what the user can mend; KeyboardInterrupt after
+    Ctrl-C or SIGTERM, when the state has been saved: the same call continues there.
+    """
+    accelerator = make_accelerator(device)
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():  # one packs, the others find it packed
+        store = open_store(settings.data, packing if main else None)
+    settings = complete(settings, store)
+    run = Run(Path(out))
+    if main:
+        run = Run.start(out, settings, header=f"# {command}" if command else "")
+    accelerator.wait_for_everyone()
+    finished = run.result()
+    if finished is not None:
+        show(Note(f"{run.path} is finished; nothing to do"))
+        return finished
+    with run.lock() if main else nullcontext():
+        trainer = Trainer(run, settings, store, accelerator)
+        with _signals(trainer):
+            for event in trainer.events():
+                show(event)
+        result = describe(trainer, store, command)
+        if main:
+            run.write_result(result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def make_accelerator(device: str | None) -> Accelerator:
+    """Accelerate's view of this process. Raises where the launcher promised more processes than there are."""
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}", "no CUDA device is usable here", "`twofold doctor` says why")
+    accelerator = Accelerator(cpu=device == "cpu" or (device is None and not torch.cuda.is_available()))
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != promised:
+        raise RuntimeError(f"{promised} processes were launched, but accelerate joined {accelerator.num_processes}")
+    return accelerator
+
+
+def complete(settings: TrainSettings, store: Store) -> TrainSettings:
+    """The settings with everything the data decides filled in. Raises `UserError` where data and network disagree."""
+    network, classes = settings.network, len(store.classes)
+    if settings.objective.kind == "supervised" and classes < 2:
+        raise UserError(
+            f"data.source={settings.data.source}",
+            f"has {classes} classes, a classifier needs at least 2",
+            "give a folder with one sub-folder per class",
+        )
+    if network.classes is None:
+        network = network.model_copy(update={"classes": classes})
+    elif 0 < network.classes < classes:
+        raise UserError(
+            f"network.classes={network.classes}", f"the data has {classes} classes", "use null to take it from the data"
+        )
+    return settings.model_copy(update={"network": network})
+
+
+@contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a save and an orderly end; a second Ctrl-C ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
+    """The result of a finished run: what came out, from what, how fast, with which versions."""
+    rows = [row for row in trainer.run.log() if row["kind"] == "validation"]
+    last = {k: v for k, v in rows[-1].items() if k not in ("kind", "n_images")} if rows else {}
+    seconds = trainer.totals["seconds"]
+    return {
+        "command": command,
+        "metrics": {**last, **{f"best_{name}": value for name, value in trainer.best.items()}},
+        "data": {"name": store.name, "hash": store.content_hash, "train_images": len(store.indices("train"))},
+        "seed": trainer.loop.seed,
+        "n_images": trainer.n_images,
+        "nonfinite_steps": trainer.totals["nonfinite"],
+        "parameters": sum(p.numel() for p in trainer.objective.network.parameters()),
+        "seconds": round(seconds, 1),
+        "images_per_second": round(trainer.n_images / max(seconds, 1e-9), 1),
+        "environment": trainer.environment.to_dict(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the kind of machine."""
+    return {
+        "twofold": __version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

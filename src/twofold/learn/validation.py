@@ -1,0 +1,107 @@
+"""What is measured during training: held-out loss, Frechet distance, accuracy. Always on the averaged weights.
+
+Processes share the work: rank r takes every world-th image, and sums are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Store
+from ..draws import ImageDraws
+from ..generate import sample
+from ..measure import Gaussian, embed, encoder, frechet_distance
+from ..settings.train import TrainSettings
+from .batches import U_SIGMA, Batch
+from .ema import Average
+from .objectives import Objective
+
+PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
+
+
+@contextmanager
+def averaged(network: nn.Module, average: Average) -> Iterator[None]:
+    """Within the block the network carries its averaged weights, in eval mode."""
+    live = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    training = network.training
+    network.load_state_dict(average.tensors)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.load_state_dict(live)
+        network.train(training)
+
+
+def labels_for(seeds: range, classes: int) -> list[int] | None:
+    """Classes in turn, or None for an unconditional model."""
+    return [seed % classes for seed in seeds] if classes else None
+
+
+class Validation:
+    """Measures one model against the validation part of its data. Everything random is keyed by the image."""
+
+    def __init__(self, settings: TrainSettings, store: Store, rank: int, world: int, device: torch.device) -> None:
+        self.settings, self.store, self.device = settings, store, device
+        self.rank, self.world = rank, world
+        rows = store.indices(settings.validation.split)
+        if len(rows) > settings.validation.max_images:  # spread over the whole part, which may be sorted by class
+            rows = rows[np.linspace(0, len(rows) - 1, settings.validation.max_images).astype(np.int64)]
+        self.rows, self.mine = rows, rows[rank::world]
+        self.encoder = encoder(settings.validation.encoder)
+        self._reference: Gaussian | None = None
+
+    def loss(self, objective: Objective) -> Tensor:
+        """(sum of losses, images counted, correct answers) of this rank's share; float64."""
+        draws, count = ImageDraws("evaluate"), self.settings.train.batch_size
+        total = torch.zeros(3, dtype=torch.float64)
+        for start in range(0, len(self.mine), count):
+            rows = self.mine[start : start + count]
+            batch = self._batch(objective, rows, draws).to(self.device)
+            losses = objective(batch).double()
+            total[0] += losses.sum().cpu()
+            total[1] += objective.counted(batch.label)
+            if not objective.needs_noise:
+                logits = objective.classifier(objective.classifier.codec.encode(batch.images))  # type: ignore[union-attr]
+                total[2] += (logits.argmax(1) == batch.label).sum().cpu()
+        return total
+
+    def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:
+        # Noise levels are spread evenly over the held-out images, the same ones every time: little variance.
+        uniforms = np.ones((len(rows), objective.uniforms))  # 1 = no label dropout, no flip, inactive augmentation
+        place = {row: i for i, row in enumerate(self.rows)}
+        uniforms[:, U_SIGMA] = [(place[row] + 0.5) / len(self.rows) for row in rows]
+        noise = np.empty((len(rows), *self.store.shape), np.float32)
+        for i, row in enumerate(rows):
+            draws(0, int(row)).standard_normal(out=noise[i], dtype=np.float32)
+        labels = torch.from_numpy(np.asarray(self.store.labels[rows], dtype=np.int64))
+        return Batch(self.store.batch(rows), labels, torch.from_numpy(uniforms), torch.from_numpy(noise))
+
+    def samples(self, objective: Objective, count: int) -> tuple[Tensor, list[int]]:
+        """This rank's share of images of seeds 0..count-1, uint8, with their labels."""
+        denoiser = objective.denoiser  # type: ignore[union-attr]
+        seeds = range(count)[self.rank :: self.world]
+        labels = labels_for(range(count), denoiser.classes)
+        mine = None if labels is None else labels[self.rank :: self.world]
+        chosen = self.settings.validation
+        images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps)
+        return images.cpu(), mine or [-1] * len(seeds)
+
+    def reference(self) -> Gaussian:
+        """Statistics of the validation images under the encoder; computed once."""
+        if self._reference is None:
+            self._reference = Gaussian.of(embed(self.encoder, self.store.batch(self.rows)))
+        return self._reference
+
+    def statistics(self, images: Tensor) -> Gaussian:
+        """Statistics of these images under the encoder."""
+        return Gaussian.of(embed(self.encoder, images))
+
+    def frechet(self, statistics: Gaussian) -> float:
+        """Frechet distance to the validation images."""
+        return frechet_distance(statistics, self.reference())

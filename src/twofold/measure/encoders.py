@@ -1,0 +1,143 @@
+"""Encoders: images to the vectors that distances are measured between.
+
+An encoder has a `name`, which every result carries, and a `version`, which changes whenever the same image would get
+another vector (other weights, other scaling), so that stored statistics are never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import taps
+from ..codec import PixelCodec
+from ..denoiser import Classifier, Encoder
+from ..errors import UserError, nearest
+from ..taps import Layer
+
+
+class PixelEncoder:
+    """The pixels themselves, in [-1, 1], row by row. Needs no weights; sees brightness and layout, not meaning.
+
+    size: average down to size x size pixels first (a covariance of 3 x 32 x 32 pixels has 9.4 million entries).
+    name: "pixels", or "pixels8" for size 8.
+    """
+
+    version = "1"
+
+    def __init__(self, size: int | None = None) -> None:
+        if size is not None and size < 1:
+            raise UserError(f"size={size}", "not a number of pixels", "1 or more")
+        self.size = size
+        self.name = "pixels" if size is None else f"pixels{size}"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, C * H * W). Raises `UserError` where size would enlarge the images."""
+        x0 = PixelCodec().encode(images)
+        if self.size is not None:
+            if self.size > min(x0.shape[-2:]):
+                raise UserError(
+                    f"size={self.size}", f"larger than the images ({x0.shape[-2]} x {x0.shape[-1]})", "leave it out"
+                )
+            x0 = functional.interpolate(x0, size=(self.size, self.size), mode="area")
+        return x0.flatten(1)
+
+
+class ClassifierEncoder:
+    """The last feature layer of a trained classifier: images are near when the classifier sees the same in them.
+
+    classifier: a `Classifier` that is a module with a layer table (`twofold.networks`' ConvNet); its last layer is
+    read and averaged over positions. name: "convnet". version: a hash of the weights.
+    Raises `UserError` where the classifier has no layers.
+    """
+
+    name = "convnet"
+
+    def __init__(self, classifier: Classifier) -> None:
+        layers: Mapping[str, Layer] = getattr(classifier, "layers", {})
+        if not layers or not isinstance(classifier, nn.Module):
+            raise UserError("encoder=convnet", f"{type(classifier).__name__} has no layers to read", "use pixels")
+        self.classifier = classifier
+        self.layer = list(layers)[-1]
+        self.version = _weights_hash(classifier)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, D), in evaluation mode, on the classifier's device."""
+        layers: Mapping[str, Layer] = self.classifier.layers  # type: ignore[attr-defined, assignment]
+        with _evaluating(self.classifier) as device:
+            x0 = PixelCodec().encode(images.to(device))
+            found = taps.read(lambda: self.classifier.logits(x0, 0.0), layers, [self.layer])
+        features = found[self.layer].float()
+        return features if features.ndim == 2 else features.flatten(2).mean(2)
+
+
+def _weights_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _evaluating(model: object) -> Iterator[torch.device]:
+    """No gradients, evaluation mode if it is a module, and the device its images belong on."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    weight = next(module.parameters(), None)
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield torch.device("cpu") if weight is None else weight.device
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+ENCODERS = {"pixels": PixelEncoder, "convnet": ClassifierEncoder}
+
+
+def encoder(name: str, classifier: Classifier | None = None) -> Encoder:
+    """The encoder a setting names: "pixels", "pixels8" (averaged down to 8 x 8), or "convnet" of a classifier.
+
+    Raises `UserError` for a name that does not exist and for "convnet" without a classifier.
+    """
+    if name == "convnet":
+        if classifier is None:
+            raise UserError("encoder=convnet", "no classifier was given", "name the run of one, or use encoder=pixels")
+        return ClassifierEncoder(classifier)
+    size = name.removeprefix("pixels")
+    if name == "pixels" or (name.startswith("pixels") and size.isdecimal()):
+        return PixelEncoder(int(size) if size else None)
+    raise UserError(f"encoder={name}", "no such encoder", nearest(name, ENCODERS))
+
+
+def embed(encoder: Encoder, images: Tensor, batch: int = 512) -> Tensor:
+    """All images, batch by batch: uint8 (N, C, H, W) -> float32 (N, D) on the CPU.
+
+    Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W).
+    """
+    check_images(images)
+    return torch.cat([encoder.embed(part).float().cpu() for part in images.split(batch)])
+
+
+def probabilities(classifier: Classifier, images: Tensor, batch: int = 512) -> Tensor:
+    """What a classifier makes of clean images: uint8 (N, C, H, W) -> (N, K) float64 on the CPU, rows sum to 1.
+
+    Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W).
+    """
+    check_images(images)
+    with _evaluating(classifier) as device:
+        parts = [classifier.logits(PixelCodec().encode(part.to(device)), 0.0) for part in images.split(batch)]
+    return torch.cat([part.cpu().double().softmax(1) for part in parts])
+
+
+def check_images(images: Tensor, where: str = "images") -> None:
+    """Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise UserError(where, f"{images.dtype} of shape {tuple(images.shape)}", "expected uint8 (images, C, H, W)")

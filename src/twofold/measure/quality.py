@@ -1,0 +1,181 @@
+"""The verdict on a set of generated images: are they plausible, varied, new, and of the right classes?
+
+No single number answers that. A Frechet distance sees two moments only: in pixel space, noise drawn from a Gaussian
+fitted to the real images scores almost as well as real images. So every metric stands beside what real images the
+model never saw get, and what such a fitted Gaussian gets, on equal numbers of images. Real images are the standard to
+reach, the fitted Gaussian the one that must be beaten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoiser import Classifier, Encoder
+from ..errors import UserError
+from .answers import acceptance, class_shares, share_interval
+from .encoders import check_images, embed, probabilities
+from .frechet import Gaussian, frechet_distance, result_name
+from .neighbours import neighbour_report, precision_recall
+
+CONFIDENCE = 0.9  # of the classifier, for an image to count as accepted
+NEIGHBOURS = 3  # of precision and recall, as Kynkaanniemi et al. recommend
+
+MEANINGS = {
+    "frechet": "How far the images as a whole are from real ones in average and spread, as this encoder sees them "
+    "(0 = no difference; compare with the values of real images and of the fitted Gaussian, not with other papers).",
+    "precision": "Share of images that lie where training images lie: plausible rather than distorted.",
+    "recall": "Share of training images that have generated images around them: variety rather than repetition.",
+    "nearest_median": "Distance of a typical image to its nearest training image; far below the value of new real "
+    "images would mean copying.",
+    "nearest_5_percent": "The same for the one image in twenty that is nearest to a training image.",
+    "nearer_than_real": "Share of images nearer to a training image than 19 of 20 new real images are: 5 % is what new "
+    "real images give, much more would mean copying.",
+    "acceptance": f"Share of images that an independently trained classifier recognizes with {CONFIDENCE:.0%} "
+    "confidence or more.",
+    "agreement": "Share of images in which the classifier sees the class that was asked for.",
+    "class_share_gap": "The largest difference, in percentage points, between a class's share and its share of the "
+    "training images: 0 means that all classes are generated as often as they occur.",
+}
+
+
+def meaning(metric: str) -> str:
+    """The plain-words sentence of a metric that `quality` returns; "" for an unknown one."""
+    return MEANINGS.get(metric.split("/")[0], "")
+
+
+def quality(
+    samples: Tensor,
+    real_train: Tensor,
+    real_held_out: Tensor,
+    encoder: Encoder,
+    classifier: Classifier | None = None,
+    labels: Tensor | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything there is to say about generated images without looking at them.
+
+    samples, real_train, real_held_out: uint8 (N, C, H, W). labels: (N,) the class asked for in each sample, -1 = none.
+    repeats: random splits of the training images for the Frechet distances. Deterministic in `seed`.
+
+    Returns {"encoder", "images": {...counts}, "metrics": {name: {"samples", "real", "gaussian", "interval"}}} and, with
+    a classifier, "classes": {class: {"samples", "real": shares, "acceptance", "agreement"}}. Per metric, `samples` is
+    the value of the generated images, `real` that of held-out real images (for the Frechet distance: of another part
+    of the training images), `gaussian` that of `fitted_gaussian`; `interval` belongs to `samples`: 95 % for shares,
+    least and greatest of the repeats for distances. Values that make no sense are absent. `MEANINGS` explains them.
+
+    Raises `UserError` for images of different shapes or fewer than five of a kind, before anything is computed.
+    """
+    _check(samples, real_train, real_held_out, classifier, labels)
+    n = min(len(samples), len(real_train) // 2)
+    noise = fitted_gaussian(real_train, min(len(samples), max(n, len(real_held_out))), seed)
+    ours, train, held_out, plain = (embed(encoder, images) for images in (samples, real_train, real_held_out, noise))
+    metrics: dict[str, dict[str, Any]] = {}
+    metrics[result_name(encoder.name)] = _frechet(ours, train, plain, n, repeats, seed)
+    metrics |= _coverage(ours, train, held_out, plain, encoder.name, seed)
+    metrics |= neighbour_report(ours, train, held_out)
+    counts = {"samples": len(samples), "real_train": len(real_train), "real_held_out": len(real_held_out), "frechet": n}
+    result: dict[str, Any] = {"encoder": encoder.name, "images": counts, "metrics": metrics}
+    if classifier is not None:
+        sets = (samples, real_train, real_held_out, noise)
+        ours, train, held_out, plain = (probabilities(classifier, images) for images in sets)
+        metrics |= _recognized(ours, train, held_out, plain, labels)
+        result["classes"] = _classes(ours, train, [str(name) for name in classifier.classes], labels)
+    return result
+
+
+def fitted_gaussian(images: Tensor, n: int, seed: int = 0) -> Tensor:
+    """n images of the plainest generator there is: a Gaussian with the mean and covariance of these images' pixels.
+
+    uint8 (N, C, H, W) -> uint8 (n, C, H, W), rounded and clipped. Drawn as mean + sum_i z_i (image_i - mean) /
+    sqrt(N - 1) with z standard normal, which has exactly that covariance without ever forming it.
+    """
+    check_images(images)
+    pixels = images.flatten(1).float()
+    mean = pixels.mean(0)
+    z = np.random.default_rng([seed, 1]).standard_normal((n, len(pixels)), dtype=np.float32)
+    drawn = torch.from_numpy(z) @ (pixels - mean).div_(max(1, len(pixels) - 1) ** 0.5)
+    return (drawn + mean).round_().clamp_(0, 255).to(torch.uint8).view(n, *images.shape[1:])
+
+
+def _check(
+    samples: Tensor, train: Tensor, held_out: Tensor, classifier: Classifier | None, labels: Tensor | None
+) -> None:
+    for where, images in (("samples", samples), ("training images", train), ("held-out images", held_out)):
+        check_images(images, where)
+        if images.shape[1:] != train.shape[1:]:
+            shapes = f"{tuple(images.shape[1:])}, the training images are {tuple(train.shape[1:])}"
+            raise UserError(where, f"of shape {shapes}", "both must be (C, H, W) of the same data")
+        if len(images) <= NEIGHBOURS + 1:
+            raise UserError(where, f"only {len(images)} images", f"at least {NEIGHBOURS + 2}; hundreds mean something")
+    if labels is not None and labels.shape != samples.shape[:1]:
+        raise UserError("labels", f"of shape {tuple(labels.shape)}", f"one per sample: ({len(samples)},)")
+    known = len(classifier.classes) if classifier is not None else None
+    if labels is not None and known is not None and int(labels.max()) >= known:
+        raise UserError("labels", f"label {int(labels.max())}", f"the classifier knows {known} classes")
+
+
+def _frechet(samples: Tensor, train: Tensor, noise: Tensor, n: int, repeats: int, seed: int) -> dict[str, Any]:
+    """Each to the same part of the training images, n on the one side and the remaining ones on the other."""
+    found: dict[str, list[float]] = {"samples": [], "real": [], "gaussian": []}
+    random = np.random.default_rng([seed, 2])
+    for _ in range(repeats):
+        order = random.permutation(len(train))
+        part, rest = train[order[:n]], Gaussian.of(train[order[n:]])
+        for name, rows in (("samples", samples), ("real", part), ("gaussian", noise)):
+            chosen = random.permutation(len(rows))[:n]
+            found[name].append(frechet_distance(Gaussian.of(rows[chosen]), rest))
+    result: dict[str, Any] = {name: float(np.median(values)) for name, values in found.items()}
+    return result | {"interval": [min(found["samples"]), max(found["samples"])]}
+
+
+def _coverage(
+    samples: Tensor, train: Tensor, held_out: Tensor, noise: Tensor, name: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Precision and recall against the training images, on as many samples as held-out images."""
+    m = min(len(samples), len(held_out), len(noise))
+    random = np.random.default_rng([seed, 3])
+    precision: dict[str, Any] = {}
+    recall: dict[str, Any] = {}
+    for key, rows in (("samples", samples), ("real", held_out), ("gaussian", noise)):
+        precision[key], recall[key] = precision_recall(train, rows[random.permutation(len(rows))[:m]], NEIGHBOURS)
+    precision["interval"] = list(share_interval(precision["samples"], m))
+    return {f"precision/{name}": precision, f"recall/{name}": recall}
+
+
+def _recognized(
+    samples: Tensor, train: Tensor, held_out: Tensor, noise: Tensor, labels: Tensor | None
+) -> dict[str, dict[str, Any]]:
+    """From class probabilities (N, K) of each set."""
+    accepted: dict[str, Any] = {}
+    gap: dict[str, Any] = {}
+    real = class_shares(train.argmax(1), train.shape[1])
+    for key, rows in (("samples", samples), ("real", held_out), ("gaussian", noise)):
+        accepted[key] = acceptance(rows, CONFIDENCE)
+        gap[key] = 100 * float(np.abs(class_shares(rows.argmax(1), rows.shape[1]) - real).max())
+    accepted["interval"] = list(share_interval(accepted["samples"], len(samples)))
+    found = {"acceptance": accepted, "class_share_gap": gap}
+    known = labels != -1 if labels is not None else torch.zeros(len(samples), dtype=torch.bool)
+    if labels is not None and known.any():
+        share = (samples.argmax(1) == labels)[known].double().mean().item()
+        found["agreement"] = {"samples": share, "interval": list(share_interval(share, int(known.sum())))}
+    return found
+
+
+def _classes(samples: Tensor, train: Tensor, names: list[str], labels: Tensor | None) -> dict[str, dict[str, float]]:
+    """Per class: its share as the classifier sees it, and how the samples that were asked for (or seen) fare."""
+    seen, shares = samples.argmax(1), class_shares(train.argmax(1), len(names))
+    table: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(names):
+        row = {"samples": (seen == index).double().mean().item(), "real": float(shares[index])}
+        asked = labels == index if labels is not None and bool((labels != -1).any()) else seen == index
+        if asked.any():
+            row["acceptance"] = acceptance(samples[asked], CONFIDENCE)
+            if labels is not None and bool((labels == index).any()):
+                row["agreement"] = (seen == index)[asked].double().mean().item()
+        table[name] = row
+    return table

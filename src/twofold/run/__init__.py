@@ -1,0 +1,8 @@
+"""A run folder and what it holds: settings become objects; save, load, resume."""
+
+from .folder import Run
+from .load import load
+from .states import State, newest_state, save_state
+from .weights import build, load_model, save_model
+
+__all__ = ["Run", "State", "build", "load", "load_model", "newest_state", "save_model", "save_state"]

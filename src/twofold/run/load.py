@@ -1,0 +1,53 @@
+"""`twofold.load`: a trained model from wherever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..denoiser import NetworkDenoiser
+from ..errors import UserError, nearest
+from ..recognize.classifier import NetworkClassifier
+from .folder import Run
+from .weights import load_model
+
+
+def load(
+    source: str | Path, at: str = "last", device: torch.device | str = "cpu"
+) -> NetworkDenoiser | NetworkClassifier:
+    """The denoiser or classifier in a run folder, a safetensors file, a diffusers folder or a hub repository.
+
+    source: `runs/a`, `model.safetensors`, a folder in diffusers layout, or `org/name`.
+    at: snapshot of a run: `last`, `best-<metric>` or an image count. device: where it goes.
+    Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
+    """
+    path = Path(source)
+    if path.is_file():
+        return load_model(path, device)
+    if (path / "settings.yaml").is_file():
+        return load_model(Run.open(path).snapshot_file(at), device)
+    if (path / "model_index.json").is_file() or (path / "config.json").is_file():
+        from ..adapters.diffusers_unet import from_diffusers
+
+        return from_diffusers(path).to(device).eval().requires_grad_(False)
+    if (path / "model.safetensors").is_file():
+        return load_model(path / "model.safetensors", device)
+    if path.exists():
+        raise UserError(str(source), "holds neither a run nor a diffusers model", "give a run folder or a .safetensors file")
+    if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~", "runs/")):
+        return load(_download(str(source)), at, device)
+    siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
+    raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.yaml", "*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub raises many kinds for no network, no repository, no permission
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        hint = "check the name and the connection, or give a local folder"
+        raise UserError(name, f"no such folder here, and the hub did not give it ({reason})", hint) from None

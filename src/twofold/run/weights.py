@@ -1,0 +1,91 @@
+"""Trained weights in one safetensors file that is the whole model: settings, classes and layer table are inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import networks
+from ..denoiser import NetworkDenoiser
+from ..errors import UserError
+from ..files import atomic_file
+from ..noise import family
+from ..recognize.classifier import NetworkClassifier
+from ..settings.train import TrainSettings
+
+FORMAT = "1"
+
+
+def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]) -> NetworkDenoiser | NetworkClassifier:
+    """The model these settings describe, freshly initialised, for images of this shape and these class names."""
+    network = networks.build(settings.network, shape, len(classes))
+    if settings.objective.kind == "supervised":
+        return NetworkClassifier(network, classes, shape)
+    conditional = settings.network.classes or 0
+    model = NetworkDenoiser(network, family(settings.noise), shape, classes=conditional)
+    model.class_names = classes
+    return model
+
+
+def save_model(
+    path: Path,
+    weights: dict[str, Tensor],
+    model: NetworkDenoiser | NetworkClassifier,
+    settings: TrainSettings,
+    n_images: int,
+) -> None:
+    """Writes weights (EMA as a rule) with everything that is needed to use them, atomically."""
+    table = [
+        {"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()
+    ]
+    metadata = {
+        "format": FORMAT,
+        "settings": settings.model_dump_json(),
+        "shape": json.dumps(list(model.shape)),
+        "classes": json.dumps(list(model.class_names)),
+        "layers": json.dumps(table),
+        "n_images": str(n_images),
+    }
+    plain = {name: value.detach().to("cpu").contiguous() for name, value in weights.items()}
+    atomic_file(path, lambda temporary: save_file(plain, temporary, metadata))
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoiser | NetworkClassifier:
+    """The model in a file written by `save_model`, in eval mode. Raises `UserError` for anything else."""
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(str(path), f"not a readable safetensors file ({error})", "train again or copy it anew") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(str(path), "holds weights, but not a twofold model", "pass a run folder or a model.safetensors")
+    settings = TrainSettings.model_validate_json(metadata["settings"])
+    shape = tuple(json.loads(metadata["shape"]))
+    with torch.device("meta"):
+        model = build(settings, shape, json.loads(metadata["classes"]))
+    check_weights(str(path), model.network, weights)
+    model.network.load_state_dict(weights, assign=True)
+    model.to(device)
+    if settings.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def check_weights(where: str, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises `UserError` naming the first missing, surplus or misshapen weight."""
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in weights]
+    surplus = [name for name in weights if name not in expected]
+    if missing or surplus:
+        raise UserError(where, f"missing weights {missing[:3]}, surplus weights {surplus[:3]}", "not this network's file")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            has, needs = tuple(value.shape), tuple(expected[name].shape)
+            raise UserError(where, f"{name} has shape {has}, the network needs {needs}", "not this network's file")

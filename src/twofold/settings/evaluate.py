@@ -1,0 +1,26 @@
+"""Settings of `twofold evaluate`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Settings
+from .data import DataSettings
+
+
+class EvaluateSettings(Settings):
+    """What samples are compared with, and how."""
+
+    data: DataSettings | None = Field(None, description="real images; default: the run's own data")
+    split: Literal["train", "validation", "test", "all"] = Field("all", description="part the distance is taken to")
+    n: int = Field(1_000, ge=2, description="samples to measure")
+    seed: int = Field(0, ge=0, description="seed of the first sample")
+    encoder: str = Field("pixels", description="encoder of the Frechet distance and of precision/recall")
+    sampler: str = Field("dpmpp2m", description="sampler")
+    steps: int = Field(20, ge=1, description="sampler steps")
+    guidance: float = Field(1.0, ge=0, description="guidance scale: 1 conditional, 0 unconditional")
+    classifier: str | None = Field(None, description="run of a classifier that judges the samples; default: none")
+    micro_batch: int = Field(64, ge=1, description="images per forward pass")
+    at: str = Field("last", description="snapshot: last, best-frechet, best-loss or an image count")

@@ -1,0 +1,137 @@
+"""A run that is interrupted, in whatever way, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from twofold.errors import UserError
+from twofold.learn import train
+from twofold.learn.events import Note, Saved, Stepped
+from twofold.run import Run
+
+from .common import same, tiny, weights
+
+
+class Interrupted(Exception):
+    """Stands for a process that dies at this point."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny(), path, "cpu")
+    return path
+
+
+def die_at(n_images: int):  # type: ignore[no-untyped-def]
+    def show(event: object) -> None:
+        if isinstance(event, Stepped) and event.n_images == n_images:
+            raise Interrupted
+
+    return show
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    names = {p.name for p in whole.iterdir()}
+    assert names >= {"settings.yaml", "model.safetensors", "log.jsonl", "result.json", "state", "snapshots", "previews"}
+    result = json.loads((whole / "result.json").read_text())
+    assert result["n_images"] == 256 and result["metrics"]["loss"] > 0 and result["metrics"]["frechet"] > 0
+    assert len(list((whole / "state").iterdir())) == 2  # keep_states
+
+
+@pytest.mark.parametrize("at", [32, 96, 192, 224])
+def test_killed_anywhere_and_continued_is_bit_identical(whole: Path, tmp_path: Path, at: int) -> None:
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run", "cpu", die_at(at))
+    train(tiny(), tmp_path / "run", "cpu")
+    assert same(weights(whole), weights(tmp_path / "run"))
+    last = "state/000000000256/tensors.safetensors"
+    assert same(weights(whole, last), weights(tmp_path / "run", last))
+    kept = ("kind", "n_images", "loss", "lr", "grad_norm", "frechet")
+    logs = [[{k: row[k] for k in kept if k in row} for row in Run(p).log()] for p in (whole, tmp_path / "run")]
+    assert logs[0] == logs[1]
+    for preview in (whole / "previews").iterdir():
+        assert preview.read_bytes() == (tmp_path / "run/previews" / preview.name).read_bytes()
+
+
+def test_a_damaged_state_is_reported_and_the_one_before_it_used(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run", "cpu", die_at(160))
+    newest = tmp_path / "run/state/000000000128/tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    notes: list[str] = []
+    train(tiny(), tmp_path / "run", "cpu", lambda e: notes.append(e.text) if isinstance(e, Note) else None)
+    assert any("damaged" in note and "128" in note for note in notes)
+    assert any("resumed at 64" in note for note in notes)
+    assert same(weights(whole), weights(tmp_path / "run"))
+
+
+def test_an_ordinary_stop_saves_first(tmp_path: Path, whole: Path) -> None:
+    """Ctrl-C: the state is saved at the next step, so nothing is lost."""
+    saved = []
+
+    def show(event: object) -> None:
+        if isinstance(event, Stepped) and event.n_images == 96:
+            os.kill(os.getpid(), signal.SIGINT)
+        if isinstance(event, Saved):
+            saved.append(event.n_images)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run", "cpu", show)
+    assert saved[-1] == 96
+    train(tiny(), tmp_path / "run", "cpu")
+    assert same(weights(whole), weights(tmp_path / "run"))
+
+
+def test_sigkill(whole: Path, tmp_path: Path) -> None:
+    """A real kill -9 of a real process, wherever it happens to be."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.learn.common import tiny\nfrom twofold.learn import train\nimport torch\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "train(tiny(), sys.argv[1], 'cpu', lambda e: print(type(e).__name__, flush=True))\n"
+    )
+    import torch
+
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", program, str(tmp_path / "run"), root, str(torch.get_num_threads())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Saved"):
+                break
+        time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "run/result.json").exists()
+    train(tiny(), tmp_path / "run", "cpu")
+    assert same(weights(whole), weights(tmp_path / "run"))
+
+
+def test_other_settings_in_the_same_folder_are_listed(whole: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr"):
+        train(tiny(lr=1e-3), whole, "cpu")
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path) -> None:
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    notes: list[str] = []
+    result = train(tiny(), whole, "cpu", lambda e: notes.append(e.text) if isinstance(e, Note) else None)
+    assert result["n_images"] == 256 and (whole / "model.safetensors").stat().st_mtime_ns == before
+    assert any("finished" in note for note in notes)
+
+
+def test_two_writers_are_refused(whole: Path, tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "run", Run.open(whole).settings())
+    with run.lock(), pytest.raises(UserError, match="another process"):
+        train(tiny(), tmp_path / "run", "cpu")
