@@ -18,11 +18,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
     from .data import Store, open_store
     from .denoiser import Classifier, Denoiser, Encoder, NetworkDenoiser, State
     from .errors import UserError
-    from .generate import sample
-    from .learn import train
+    from .generate.sample import sample
+    from .learn.training import train
     from .noise import Family, family
     from .oracle import MixtureDenoiser
-    from .run import Run, load
+    from .run.folder import Run
+    from .run.load import load
     from .taps import Layer
 
 _TABLE = {

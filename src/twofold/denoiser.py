@@ -52,13 +52,15 @@ class Network(Protocol):
 class Denoiser(nn.Module):
     """Contract: removes noise from x and shows what it saw on the way.
 
-    shape: (C, H, W) of x0. sigma_range: the noise levels it was trained for. classes: labels 0..classes-1, 0 = none.
+    shape: (C, H, W) of x0. sigma_range: the noise levels it was trained for. classes: labels 0..classes-1, 0 = none;
+    class_names: what they are called, () where nobody said.
     layers: {name: Layer} in order of execution. codec: images <-> x0. clip: x0 lives in [-1, 1].
     """
 
     shape: tuple[int, int, int]
     sigma_range: tuple[float, float]
     classes: int = 0
+    class_names: Sequence[str] = ()
     layers: Mapping[str, Layer]
     codec: Codec
     clip: bool = True
@@ -117,6 +119,7 @@ class NetworkDenoiser(Denoiser):
         classes: int = 0,
         codec: Codec | None = None,
         clip: bool = True,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.network = network
@@ -124,6 +127,7 @@ class NetworkDenoiser(Denoiser):
         self.shape = shape
         self.sigma_range = family.sigma_range
         self.classes = classes
+        self.class_names = list(class_names)
         self.codec = codec or PixelCodec()
         self.clip = clip
         self.autocast: torch.dtype | None = None

@@ -4,12 +4,12 @@ A noise family maps that frame onto a network F:
 
     x0_hat = c_skip x + c_out F(c_in x, c_noise)                        (Karras et al. 2022, eq. 7)
 
-| family        | c_skip           | c_out                  | c_in              | c_noise   | start          | F's target            |
-| VP, eps       | 1                | -s                     | 1/sqrt(1+s^2)     | t(s)      | sqrt(1+s^2) n  | noise                 |
-| VP, v         | 1/(1+s^2)        | -s/sqrt(1+s^2)         | 1/sqrt(1+s^2)     | t(s)      | sqrt(1+s^2) n  | (noise-s x0)/sqrt(1+s^2) |
-| VP, x0        | 0                | 1                      | 1/sqrt(1+s^2)     | t(s)      | sqrt(1+s^2) n  | x0                    |
-| flow          | 1/(1+s)          | -s/(1+s)               | 1/(1+s)           | s/(1+s)   | (1+s) n        | noise - x0            |
-| EDM           | sd^2/(s^2+sd^2)  | s sd/sqrt(s^2+sd^2)    | 1/sqrt(s^2+sd^2)  | ln(s)/4   | s n            | (x0 - c_skip x)/c_out |
+| family  | c_skip          | c_out               | c_in             | c_noise | start         | F's target            |
+| VP, eps | 1               | -s                  | 1/sqrt(1+s^2)    | t(s)    | sqrt(1+s^2) n | noise                 |
+| VP, v   | 1/(1+s^2)       | -s/sqrt(1+s^2)      | 1/sqrt(1+s^2)    | t(s)    | sqrt(1+s^2) n | (n - s x0)/sqrt(1+s^2)|
+| VP, x0  | 0               | 1                   | 1/sqrt(1+s^2)    | t(s)    | sqrt(1+s^2) n | x0                    |
+| flow    | 1/(1+s)         | -s/(1+s)            | 1/(1+s)          | s/(1+s) | (1+s) n       | noise - x0            |
+| EDM     | sd^2/(s^2+sd^2) | s sd/sqrt(s^2+sd^2) | 1/sqrt(s^2+sd^2) | ln(s)/4 | s n           | (x0 - c_skip x)/c_out |
 
 VP (Ho et al. 2020; Song et al. 2021): x_t = sqrt(abar) x0 + sqrt(1-abar) noise is x / sqrt(1+s^2) with
 s^2 = (1-abar)/abar. Flow (Lipman et al. 2023; Liu et al. 2023): x_t = (1-t) x0 + t noise is x (1-t), s = t/(1-t).
@@ -280,8 +280,8 @@ def karras_grid(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0
 
 def log_grid(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Uniform in ln sigma (log-SNR), then 0: (steps + 1,) float64."""
-    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log()
-    return torch.cat([torch.linspace(*ends.tolist(), steps, dtype=torch.float64).exp(), ends.new_zeros(1)])
+    ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
+    return torch.cat([ramp.exp(), ramp.new_zeros(1)])
 
 
 def time_grid(family: Family, steps: int) -> Tensor:
@@ -292,8 +292,8 @@ def time_grid(family: Family, steps: int) -> Tensor:
     """
     low, high = family.sigma_range
     if isinstance(family, VP):
-        ends = family.t(torch.tensor([high, low])).tolist()
-        sigma = family.sigma(torch.linspace(*ends, steps, dtype=torch.float64))
+        ends = family.t(torch.tensor([high, low], dtype=torch.float64))
+        sigma = family.sigma(torch.linspace(float(ends[0]), float(ends[1]), steps, dtype=torch.float64))
     elif isinstance(family, Flow):
         t = torch.linspace(family.settings.t_max, family.settings.t_min, steps, dtype=torch.float64)
         sigma = t / (1 - t)

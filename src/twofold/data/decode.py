@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..settings.data import DataSettings
 
 EXTENSIONS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
-FORMATS = ("JPEG", "PNG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # MPO: JPEG of some cameras
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 RESAMPLING = "bicubic"
 
 Encoded = bytes | Path | np.ndarray | None

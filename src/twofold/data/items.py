@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from .decode import Encoded
 
 SPLITS = ("train", "validation", "test")
-FOLDER_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+FOLDER_SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 FILE_SPLITS = {**FOLDER_SPLITS, "training": "train", "dev": "validation", "testing": "test", "eval": "test"}
 
 

@@ -16,9 +16,8 @@ ROUNDS = 8
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: SplitMix64's step
 
 
-def mix(value: np.ndarray | np.uint64) -> np.ndarray:
-    """SplitMix64's finaliser on uint64: a bijection whose output bits each depend on all input bits."""
-    value = np.asarray(value, np.uint64)
+def mix(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser on a uint64 array: a bijection whose output bits each depend on all input bits."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

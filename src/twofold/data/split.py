@@ -19,7 +19,7 @@ VERSION = 1  # of the rule below: stored splits of another version are not reuse
 
 def split_key(settings: DataSettings) -> str:
     """Names the split that these settings ask for; settings of the pixels do not change it."""
-    return f"v{VERSION}-{settings.validation_share:g}-{settings.test_share:g}-{settings.split_seed}"
+    return f"v{VERSION}-{settings.validation_share!r}-{settings.test_share!r}-{settings.split_seed}"
 
 
 def assign(own: np.ndarray, labels: np.ndarray, settings: DataSettings) -> np.ndarray:
@@ -49,7 +49,7 @@ def stratify(labels: np.ndarray, shares: tuple[float, ...], seed: int) -> np.nda
     names, starts = np.unique(labels[order], return_index=True)
     strata = np.split(order, starts[1:])
     # classes in random order: which of many tiny ones gives an image to the small parts is a matter of the seed
-    for stratum in np.argsort(keyed(seed + 1, names.astype(np.int64) + 1), kind="stable") if len(names) else ():
+    for stratum in np.argsort(keyed(seed + 1, names.astype(np.int64) + 1), kind="stable"):
         rows = strata[stratum]
         counts, owed = _apportion(len(rows), shares, owed)
         parts[rows] = np.repeat(np.arange(len(shares)), counts)

@@ -1,1 +1,21 @@
-"""Noise becomes images: samplers, guidance, `sample` for tensors and `produce` for folders of images."""
+"""Noise becomes images: samplers and guidance, `sample` for tensors, `produce` for folders of images."""
+
+from .guidance import clipped, guided
+from .produce import produce
+from .sample import Plan, draw, plan, sample, trajectory
+from .samplers import SAMPLERS, Sampler, Step, final
+
+__all__ = [
+    "SAMPLERS",
+    "Plan",
+    "Sampler",
+    "Step",
+    "clipped",
+    "draw",
+    "final",
+    "guided",
+    "plan",
+    "produce",
+    "sample",
+    "trajectory",
+]

@@ -1,4 +1,4 @@
-"""What stands between a denoiser and a sampler: classifier-free guidance and clipping, as callables (x, sigma) -> x0_hat.
+"""Between a denoiser and a sampler: classifier-free guidance and clipping, as callables (x, sigma) -> x0_hat.
 
     guided = uncond + g * (cond - uncond)                       (Ho and Salimans 2022, eq. 6, with g = 1 + w)
 

@@ -20,8 +20,10 @@ for every family: a VP or flow state is x times c_in(sigma). With s = sigmas[i] 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,17 +52,13 @@ class Step:
 
 def final(steps: Iterable[Step]) -> Tensor:
     """Runs a sampler to its end and returns the last x: x0 where the grid ends at 0."""
-    last = None
-    for last in steps:
-        pass
-    if last is None:
-        raise ValueError("the sampler took no step; sigmas needs at least two levels")
-    return last.x
+    last = deque(steps, maxlen=1)
+    return last[0].x
 
 
 def _levels(sigmas: Tensor) -> list[float]:
     levels = [float(s) for s in sigmas]
-    if len(levels) < 2 or levels[-1] < 0 or any(not s > t for s, t in zip(levels, levels[1:], strict=False)):
+    if len(levels) < 2 or levels[-1] < 0 or any(not s > t for s, t in pairwise(levels)):
         raise ValueError(f"sigmas must descend to a level >= 0, not {levels}")
     return levels
 
@@ -89,7 +87,7 @@ def ddpm(
     No noise is added on the step into sigma 0.
     """
     levels = _levels(sigmas)
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         x0_hat = _predict(denoise, x, s)
         yield Step(i, s, x, x0_hat)
         x = x0_hat + (t / s) ** 2 * (x - x0_hat)
@@ -99,13 +97,15 @@ def ddpm(
     yield _last(levels, x, x0_hat)
 
 
-def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 0.0) -> Iterator[Step]:
+def ddim(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 0.0
+) -> Iterator[Step]:
     """DDIM (Song et al. 2021, eq. 12 and 16): eta 0 follows the ODE, eta 1 is `ddpm` with the small variance.
 
     In this frame: x' = x0_hat + sqrt(s'^2 - up^2) (x - x0_hat) / s + up z, up = eta sqrt(s'^2 (s^2 - s'^2) / s^2).
     """
     levels = _levels(sigmas)
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         x0_hat = _predict(denoise, x, s)
         yield Step(i, s, x, x0_hat)
         up = eta * t * math.sqrt(1 - (t / s) ** 2)
@@ -118,7 +118,7 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
     """Euler's method on the ODE; the same map as `ddim` with eta 0, on whatever grid it is given."""
     levels = _levels(sigmas)
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         x0_hat = _predict(denoise, x, s)
         yield Step(i, s, x, x0_hat)
         x = x + (t - s) / s * (x - x0_hat)
@@ -144,7 +144,7 @@ def heun(
     """
     levels = _levels(sigmas)
     gain = min(s_churn / (len(levels) - 1), math.sqrt(2) - 1)
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         raised = min(s * (1 + gain), levels[0]) if gain > 0 and s_min <= s <= s_max else s
         x_hat = x
         if raised > s:
@@ -167,7 +167,7 @@ def dpmpp2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = N
     """
     levels = _levels(sigmas)
     previous, h_previous = None, 0.0
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         x0_hat = _predict(denoise, x, s)
         yield Step(i, s, x, x0_hat)
         target = x0_hat

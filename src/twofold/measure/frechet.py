@@ -8,6 +8,8 @@ upwards, the more so the smaller n is: compare distances of equal n only.
 
 C_a = L L^T makes C_a C_b similar to the symmetric M = L^T C_b L, so tr((C_a C_b)^(1/2)) = sum_i sqrt(lambda_i(M)):
 real, never negative beyond rounding, and several times cheaper than the square root of a non-symmetric matrix.
+An eigenvalue that is small beside the largest is mostly rounding, and its root is not small. Where that could be seen
+in d^2, the sum is taken as sum_i sigma_i(L^T K) with C_b = K K^T instead: slower, and exact for small values as well.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
+
+EPS = float(np.finfo(np.float64).eps)
+EXACT = 1e-9  # relative rounding of d^2 that is accepted from the faster of the two forms
 
 
 def result_name(encoder: str) -> str:
@@ -130,16 +135,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     check_dims(a, b)
     if a.n > b.n:  # the side with the lower rank is the one whose root is the smaller matrix
         a, b = b, a
-    c_a, c_b = a.covariance, b.covariance
-    root = _root(c_a, rank_bound=a.n - 1)
-    product = root.T @ c_b @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    cross = np.sqrt(eigenvalues[eigenvalues > _rounding(eigenvalues)]).sum()
     delta = a.mean - b.mean
-    return max(0.0, float(delta @ delta + np.trace(c_a) + np.trace(c_b) - 2 * cross))
+    unequal = float(delta @ delta + np.trace(a.covariance) + np.trace(b.covariance))
+    root = _root(a)
+    eigenvalues = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+    certain = _rounding(eigenvalues)
+    distance = unequal - 2 * float(np.sqrt(eigenvalues.clip(0)).sum())
+    doubt = 2 * float((certain / np.sqrt(eigenvalues.clip(certain))).sum()) if certain else 0.0
+    if doubt > EXACT * distance:
+        distance = unequal - 2 * float(np.linalg.svd(root.T @ _root(b), compute_uv=False).sum())
+    return max(0.0, distance)
 
 
-def _root(covariance: np.ndarray, rank_bound: int) -> np.ndarray:
+def _root(gaussian: Gaussian) -> np.ndarray:
     """L (D, rank) with L L^T = covariance.
 
     Cholesky first: a ninth of the work of an eigendecomposition. But a covariance of fewer images than dimensions,
@@ -147,15 +155,15 @@ def _root(covariance: np.ndarray, rank_bound: int) -> np.ndarray:
     are rounding errors, whose square roots (1e-8 each, for 1e-16) would add up. There the symmetric eigen root
     is taken, without its null space, which also makes the next matrix smaller.
     """
-    dims = len(covariance)
-    if rank_bound >= dims:
+    covariance, dims = gaussian.covariance, gaussian.dims
+    if gaussian.n > dims:
         try:
             factor = np.linalg.cholesky(covariance)
         except np.linalg.LinAlgError:
             pass
         else:
             pivots = np.diag(factor) ** 2 / np.diag(covariance)  # the variance not explained by earlier features
-            if pivots.min() > dims * np.finfo(float).eps:
+            if pivots.min() > dims * EPS:
                 return factor
     values, vectors = np.linalg.eigh(covariance)
     kept = values > _rounding(values)
@@ -164,4 +172,4 @@ def _root(covariance: np.ndarray, rank_bound: int) -> np.ndarray:
 
 def _rounding(eigenvalues: np.ndarray) -> float:
     """What an eigenvalue of zero may come out as (the rule of `numpy.linalg.matrix_rank`)."""
-    return len(eigenvalues) * np.finfo(float).eps * float(np.abs(eigenvalues).max(initial=0.0))
+    return len(eigenvalues) * EPS * float(np.abs(eigenvalues).max(initial=0.0))

@@ -28,9 +28,7 @@ def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[st
     if settings.objective.kind == "supervised":
         return NetworkClassifier(network, classes, shape)
     conditional = settings.network.classes or 0
-    model = NetworkDenoiser(network, family(settings.noise), shape, classes=conditional)
-    model.class_names = classes
-    return model
+    return NetworkDenoiser(network, family(settings.noise), shape, classes=conditional, class_names=classes)
 
 
 def save_model(

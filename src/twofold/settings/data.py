@@ -21,14 +21,14 @@ class DataSettings(Settings):
     size: tuple[int, int] | None = Field(
         None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree"
     )
-    fit: Literal["crop", "stretch", "pad"] = Field("crop", description="how an image of another shape is fitted to size")
+    fit: Literal["crop", "stretch", "pad"] = Field("crop", description="how an image of another shape becomes size")
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; default: 1 if every image is grey")
     background: Literal["white", "black"] = Field("white", description="behind transparent pixels and around pad")
     image_column: str | None = Field(None, description="column of the images (Parquet, hub); default: found by type")
     label_column: str | None = Field(None, description="column of the labels; default: label, if there is one")
-    on_bad_image: Literal["error", "skip"] = Field("error", description="an unreadable file ends packing, or is skipped")
-    validation_share: float = Field(0.1, ge=0, lt=1, description="share held out for validation, if the source has none")
-    test_share: float = Field(0.2, ge=0, lt=1, description="share held out for the test, if the source has none")
+    on_bad_image: Literal["error", "skip"] = Field("error", description="an unreadable file ends packing or is skipped")
+    validation_share: float = Field(0.1, ge=0, lt=1, description="share held out for validation if the source has none")
+    test_share: float = Field(0.2, ge=0, lt=1, description="share held out for the test if the source has none")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of that stratified split")
     flip: bool = Field(False, description="random horizontal flips in training")
 

@@ -29,7 +29,7 @@ class Entry:
     limits: str = ""
 
     def line(self) -> tuple[str, str]:
-        said = self.default == "null" and "null" in self.help or "default:" in self.help
+        said = "default:" in self.help or (self.default == "null" and "null" in self.help)
         state = "required" if self.default is None else "" if said else f"default {self.default}"
         notes = ", ".join(part for part in (self.limits, state) if part)
         return f"{self.path}={self.accepts}", f"{self.help} ({notes})".removesuffix(" ()")

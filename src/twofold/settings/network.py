@@ -29,6 +29,7 @@ class UNetSettings(Settings):
     embedding_order: Literal["sin_cos", "cos_sin"] = Field("sin_cos", description="order in the sinusoidal embedding")
     embedding_endpoint: bool = Field(True, description="lowest frequency is exactly 1/10000 (ADM: False)")
     norm_groups: int = Field(32, ge=1, description="groups of the group norms")
+    norm_group_channels: int = Field(4, ge=1, description="fewest channels in a group; narrow layers get fewer groups")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the group norms")
     out_norm_groups: int | None = Field(None, ge=1, description="groups of the last norm (default norm_groups)")
     skip_scale: float = Field(1.0, gt=0, description="factor on every residual sum (EDM: sqrt(1/2))")

@@ -17,6 +17,7 @@ class SampleSettings(Settings):
     n: int = Field(64, ge=1, description="number of images")
     seed: int = Field(0, ge=0, description="seed of the first image; image i has seed + i")
     label: int | str | None = Field("all", description="all (classes in turn), a class index or name, or none")
+    at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
     sampler: str = Field("dpmpp2m", description="dpmpp2m, heun, euler, ddim or ddpm")
     steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
     grid: Literal["karras", "log", "time", "ddim"] | None = Field(

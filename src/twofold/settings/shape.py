@@ -102,20 +102,25 @@ def bounds(metadata: Sequence[Any]) -> list[str]:
     for item in metadata:
         match item:
             case Ge(ge=limit):
-                found.append(f">= {limit}")
+                found.append(f">= {_limit(limit)}")
             case Gt(gt=limit):
-                found.append(f"> {limit}")
+                found.append(f"> {_limit(limit)}")
             case Le(le=limit):
-                found.append(f"<= {limit}")
+                found.append(f"<= {_limit(limit)}")
             case Lt(lt=limit):
-                found.append(f"< {limit}")
+                found.append(f"< {_limit(limit)}")
             case MinLen(min_length=limit):
-                found.append(f"of at least {limit} " + ("entry" if limit == 1 else "entries"))
+                found.append("not empty" if limit == 1 else f"of length >= {limit}")
             case MaxLen(max_length=limit):
-                found.append(f"of at most {limit} " + ("entry" if limit == 1 else "entries"))
+                found.append(f"of length <= {limit}")
             case FieldInfo():
                 found += bounds(item.metadata)
     return found
+
+
+def _limit(limit: Any) -> str:
+    power = limit.bit_length() - 1 if isinstance(limit, int) else 0
+    return f"2^{power}" if power > 30 and limit == 1 << power else str(limit)
 
 
 def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:

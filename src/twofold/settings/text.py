@@ -99,6 +99,10 @@ for _tag, _pattern, _first in (
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: read_scalar(node.value))
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 _Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"'),
+)
+_Dumper.add_representer(
     list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 )
 
@@ -132,7 +136,8 @@ def read_text(file: Traversable) -> str:
 
 def dump_yaml(values: Mapping[str, Any], header: str = "") -> str:
     """YAML of plain values under a header of comment lines; `load_yaml` reads it back equal."""
-    lines = [line if line.startswith("#") else f"# {line}".rstrip() for line in header.splitlines()]
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in header)
+    lines = [line if line.startswith("#") else f"# {line}".rstrip() for line in shown.splitlines()]
     comment = "".join(f"{line}\n" for line in lines)
     return comment + yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 

@@ -1,0 +1,209 @@
+"""diffusers' UNet2DModel in both directions: options, weights, and the scheduler's table.
+
+The same network twice: what one side cannot say is refused by the name of the option (`diffusers_config`). Weights are
+read from safetensors, or from a .bin that holds tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser, NetworkDenoiser
+from ..errors import UserError
+from ..networks.blocks import Block
+from ..networks.unet import UNet
+from ..noise import family
+from ..settings.noise import VPNoise
+from .diffusers_config import (
+    betas_of,
+    check_groups,
+    config_of,
+    exportable_network,
+    exportable_noise,
+    noise_of,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+# names of a block's parts here and there; the three projections of attention are one matrix here
+RESNET = {"norm1": "norm1", "conv1": "conv1", "emb": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
+ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+LABELS = "class_embedding.weight"
+
+
+def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
+    """The denoiser's network as a UNet2DModel in evaluation mode, with copies of the weights, on the CPU.
+
+    A network with labels gets one class more: the last one is "none", a row of zeros.
+    Raises `UserError` naming the first option that UNet2DModel cannot express. The noise must be a DDPM table
+    (`to_scheduler` gives its scheduler) whose integer times the network is fed.
+    """
+    exportable_noise(denoiser)
+    network = exportable_network(denoiser)
+    config = config_of(network)
+    names = _names(network)
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        parts = tensor.to("cpu", copy=True).chunk(len(names[name]))
+        theirs |= {their: part.contiguous() for their, part in zip(names[name], parts, strict=True)}
+    if LABELS in theirs:
+        theirs[LABELS] = torch.cat([theirs[LABELS], theirs[LABELS].new_zeros(1, theirs[LABELS].shape[1])])
+
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel(**config)
+    model.load_state_dict(theirs, assign=True)
+    return model.eval()
+
+
+def to_scheduler(denoiser: Denoiser) -> DDPMScheduler:
+    """The DDPMScheduler with the denoiser's betas and prediction type. Raises `UserError` if there is none."""
+    betas = betas_of(exportable_noise(denoiser))
+
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**betas, clip_sample=denoiser.clip)
+
+
+def from_diffusers(source: UNet2DModel | str | Path, scheduler: Any = None) -> NetworkDenoiser:
+    """A UNet2DModel, or a folder that holds one (a pipeline's, or the unet's own), as a denoiser in evaluation mode.
+
+    scheduler: a diffusers scheduler with betas, or its configuration; a pipeline's folder brings its own. Without one
+    the network is taken for DDPM's: linear betas 1e-4 .. 0.02, 1000 steps, predicting the noise.
+    A last class whose embedding is zero is "none" (label -1) and not counted. Weights become float32 or better copies.
+
+    Raises `UserError` naming the first configuration key that twofold has nothing for, and for weights that are not
+    those of the configuration.
+    """
+    if isinstance(source, str | Path):
+        where, config, weights, found = _read_folder(Path(source))
+        scheduler = found if scheduler is None else scheduler
+    else:
+        where, config, weights = type(source).__name__, dict(source.config), source.state_dict()
+    scheduler = dict(getattr(scheduler, "config", scheduler) or {})
+    noise = noise_of(scheduler) if scheduler else VPNoise()
+    table = weights.get(LABELS)
+    if table is not None and len(table) > 1 and not table[-1].any():
+        weights = {**weights, LABELS: table[:-1]}
+        config = {**config, "num_class_embeds": len(table) - 1}
+    settings, shape = settings_of(config)
+    with torch.device("meta"):
+        network = UNet(settings, shape)
+    check_groups(network, f"norm_num_groups={settings.norm_groups}")
+    _assign(network, {_new_name(name): tensor for name, tensor in weights.items()}, where)
+    clip = bool(scheduler.get("clip_sample", True))
+    return NetworkDenoiser(network, family(noise), shape, settings.classes, clip=clip).eval()
+
+
+def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
+    """Gives the network (on the meta device) copies of these weights. Raises `UserError` unless they fit exactly."""
+    names, ours = _names(network), {}
+    missing = [their for group in names.values() for their in group if their not in theirs]
+    surplus = [their for their in theirs if their not in {name for group in names.values() for name in group}]
+    for problem, keys in (("missing", missing), ("surplus", surplus)):
+        if keys:
+            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+            raise UserError(f"weights of {where}", f"{len(keys)} {problem}: {shown}", "config and weights disagree")
+    for name, parameter in network.state_dict().items():
+        tensor = torch.cat([theirs[their] for their in names[name]])
+        if tensor.shape != parameter.shape:
+            what = f"{names[name][0]} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            raise UserError(f"weights of {where}", what, "config and weights disagree")
+        ours[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+    network.load_state_dict(ours, assign=True)
+
+
+def _names(network: UNet) -> dict[str, tuple[str, ...]]:
+    """{our parameter: theirs}; where theirs are several, ours is their concatenation."""
+    modules: dict[str, tuple[str, ...]] = {
+        "embedding.first": ("time_embedding.linear_1",),
+        "embedding.second": ("time_embedding.linear_2",),
+        "embedding.label": ("class_embedding",),
+        "enc.0": ("conv_in",),
+        "norm": ("conv_norm_out",),
+        "out": ("conv_out",),
+    }
+    levels, blocks = len(network.settings.multipliers), network.settings.blocks
+    for k in range(1, len(network.enc)):  # per level: its blocks, then the change of resolution
+        level, i = divmod(k - 1, blocks + 1)
+        modules |= _module(network.enc[k], f"enc.{k}", f"down_blocks.{level}", i if i < blocks else "downsamplers")
+    modules |= _module(network.mid.first, "mid.first", "mid_block", 0)
+    modules |= _module(network.mid.second, "mid.second", "mid_block", 1)
+    for j, block in enumerate(network.dec):
+        modules |= _module(block, f"dec.{j}", f"up_blocks.{j // (blocks + 1)}", j % (blocks + 1))
+    for level in range(levels - 1):
+        modules |= _module(network.up[level], f"up.{level}", f"up_blocks.{level}", "upsamplers")
+    return {
+        f"{module}.{parameter}": tuple(f"{their}.{parameter}" for their in modules[module])
+        for module, _, parameter in (name.rpartition(".") for name in network.state_dict())
+    }
+
+
+def _module(module: nn.Module, ours: str, theirs: str, place: int | str) -> dict[str, tuple[str, ...]]:
+    """{our module: theirs} of one residual block with its attention, or of one change of resolution."""
+    if not isinstance(module, Block):
+        return {ours: (f"{theirs}.{place}.0.conv",)}
+    resnet = f"{theirs}.{place}.0" if isinstance(place, str) else f"{theirs}.resnets.{place}"
+    names = {f"{ours}.{our}": (f"{resnet}.{their}",) for our, their in RESNET.items()}
+    names[f"{ours}.skip"] = (f"{resnet}.conv_shortcut",)
+    for our, parts in ATTENTION.items():
+        names[f"{ours}.attention.{our}"] = tuple(f"{theirs}.attentions.{place}.{part}" for part in parts)
+    return names
+
+
+def _new_name(name: str) -> str:
+    """Attention parameters under the names they have since diffusers 0.17."""
+    if ".attentions." in name:
+        for old, new in OLD_ATTENTION.items():
+            name = name.replace(old, new)
+    return name
+
+
+def _read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
+    """Where the unet is, its configuration and weights, and the scheduler's configuration if there is one."""
+    scheduler = None
+    if (folder / "model_index.json").is_file():
+        for part, value in _read_json(folder / "model_index.json").items():
+            if not part.startswith("_") and part not in ("unet", "scheduler") and value not in (None, [None, None]):
+                raise UserError(f"{folder}: {part}={value}", "only pipelines of a unet and a scheduler can be imported")
+        if (folder / "scheduler" / "scheduler_config.json").is_file():
+            scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+        folder = folder / "unet"
+    if not (folder / "config.json").is_file():
+        raise UserError(str(folder), "no config.json here", "give the folder of a diffusers pipeline or of its unet")
+    return str(folder), _read_json(folder / "config.json"), _read_weights(folder), scheduler
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), "not a JSON object")
+    return content
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors beside a config.json; a pickle may hold tensors only."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    safe, pickled = (folder / f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
+    path = safe if safe.is_file() else pickled
+    if not path.is_file():
+        raise UserError(str(folder), "no weights here", f"expected {safe.name} or {pickled.name}")
+    try:
+        return load_file(path) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(str(path), f"not readable as weights ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,30 @@
+"""What twofold learns from: sources of images, the packed store, its splits, the order of training, augmentation.
+
+The augmentation itself is `twofold.data.augment.augment`.
+"""
+
+from .augment import AUGMENT_DRAWS, AUGMENT_LABELS, flip
+from .decode import BadImage, decode
+from .items import SPLITS, Item, Source
+from .order import ImageOrder
+from .pack import cache_root
+from .sources import fingerprint, open_source
+from .store import Store, describe, open_store
+
+__all__ = [
+    "AUGMENT_DRAWS",
+    "AUGMENT_LABELS",
+    "SPLITS",
+    "BadImage",
+    "ImageOrder",
+    "Item",
+    "Source",
+    "Store",
+    "cache_root",
+    "decode",
+    "describe",
+    "fingerprint",
+    "flip",
+    "open_source",
+    "open_store",
+]

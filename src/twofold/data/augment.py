@@ -1,0 +1,187 @@
+"""Augmentation that does not leak into generated images: the network is told what was done to each image.
+
+Karras et al. 2022 ("Elucidating the design space of diffusion-based generative models", appendix F.2), after Karras
+et al. 2020 (ADA). Six operations; each image draws which are active, and a label of 9 numbers (0 where inactive) goes
+to the network. Sampling and recognition pass zeros, which stand for an image as it is.
+
+| operation              | active with | parameters, w and w' ~ N(0, 1)                 | labels              |
+| horizontal flip        | 1           | b ~ Bernoulli(1/2)                             | b                   |
+| vertical flip          | p           | b ~ Bernoulli(1/2)                             | b                   |
+| isotropic scale        | p           | factor 2^(0.2 w)                               | w                   |
+| rotation               | p           | a ~ U(-pi, pi)                                 | cos a - 1, sin a    |
+| anisotropic scale      | p           | s = 2^(0.2 w) along r and 1/s across;          | w cos r, w sin r    |
+|                        |             | r ~ U(-pi, pi) or, half the time, r = 0        |                     |
+| fractional translation | p           | (W w, H w') / 8 pixels                         | w, w'               |
+
+The last four are one affine map about the image's centre, in pixels, x right and y down, angles counter-clockwise as
+seen, from output to input:
+
+    G^-1 = Scale(1/scale) Rot(a) Rot(-r) Scale(1/s, s) Rot(r) Trans(-shift)
+
+carried out once, at twice the resolution, so that it neither blurs nor aliases:
+
+    u[m] = sqrt(2) sum_k x[k] h[m - 2k]    warp u bilinearly    x'[k] = 1/sqrt(2) sum_m u'[m] h[m - 2k]
+
+h is the sym6 wavelet's low-pass filter (Daubechies 1992, section 8.1), 12 taps. It is orthogonal to its own even
+shifts, so with no warp x' = x exactly. Beyond its edges an image goes on as its mirror image, as far as needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+AUGMENT_DRAWS = 14  # uniforms an image needs
+AUGMENT_LABELS = 9  # width of its label
+
+# least asymmetric Daubechies filter with six vanishing moments
+SYM6 = (
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
+    0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
+    0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
+TAPS = len(SYM6)
+CENTRE = sum(n * h for n, h in enumerate(SYM6)) / sum(SYM6)  # u[m] stands at pixel (m - CENTRE) / 2
+MARGIN = TAPS // 2  # mirrored pixels added on each side, so that the filter is whole wherever it is read
+FIRST = -2  # the index m of the first u that MARGIN pixels give
+
+
+def flip(images: Tensor, u: Tensor) -> Tensor:
+    """Mirrors left and right where u < 1/2. images (B, C, H, W) of any dtype; u (B,) uniforms in [0, 1)."""
+    return _where(u < 0.5, images.flip(-1), images)
+
+
+def augment(x0: Tensor, u: Tensor | np.ndarray, probability: float) -> tuple[Tensor, Tensor]:
+    """Augments a batch as the table above says; each image by its own numbers only.
+
+    x0: (B, C, H, W) float in [-1, 1], any device. u: (B, AUGMENT_DRAWS) float64 uniforms in [0, 1), on the CPU, so that
+    nobody waits for the device. probability: p of the table, 0..1.
+    Returns the images, in [-1, 1], and their labels (B, AUGMENT_LABELS) float32, both on x0's device. An image whose
+    geometric operations are all inactive is returned bit for bit, but for its flips.
+    """
+    u = torch.as_tensor(u, dtype=torch.float64, device="cpu")
+    if tuple(u.shape) != (len(x0), AUGMENT_DRAWS):
+        raise ValueError(f"u is {tuple(u.shape)}; {len(x0)} images need ({len(x0)}, {AUGMENT_DRAWS})")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability {probability} is not in 0..1")
+    labels, to_input = _parameters(u, probability, x0.shape[-1], x0.shape[-2])
+    out = _where(labels[:, 0] > 0, x0.flip(-1), x0)
+    out = _where(labels[:, 1] > 0, out.flip(-2), out)
+    moved = labels[:, 2:].any(dim=1).nonzero().squeeze(1)
+    if len(moved):
+        where = moved.to(x0.device, non_blocking=True)
+        out = out.index_copy(0, where, warp(out[where], to_input[moved]))
+    return out, labels.to(x0.device, torch.float32, non_blocking=True)
+
+
+def warp(x0: Tensor, to_input: Tensor) -> Tensor:
+    """x0 (B, C, H, W) in [-1, 1] seen through affine maps; the result is clamped to [-1, 1].
+
+    to_input: (B, 2, 3) float64, from the output's (x, y, 1) to the input's (x, y), pixels from the centre.
+    """
+    height, width = x0.shape[-2:]
+    dtype = x0.dtype if x0.dtype == torch.float64 else torch.float32
+    fine = _upsample(_upsample(_mirror(x0.to(dtype))).mT).mT
+    x, y = _fine_positions(width), _fine_positions(height)
+    output = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x)), torch.ones(len(y), len(x))], -1)
+    grid = output.to(x0.device, dtype) @ to_input.to(x0.device, dtype, non_blocking=True).mT[:, None]
+    sizes = torch.tensor([width, height], device=x0.device, dtype=dtype)
+    grid = _fine_index(grid, sizes) * (2 / (2 * sizes + 2 * MARGIN + 1)) - 1  # grid_sample's -1..1, ends included
+    warped = F.grid_sample(fine, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return _downsample(_downsample(warped).mT).mT.clamp(-1, 1).to(x0.dtype)
+
+
+def _parameters(u: Tensor, p: float, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Labels (B, 9) and maps from output to input (B, 2, 3), float64; each row a function of its row of u."""
+    draw = iter(u.unbind(1))
+
+    def active() -> Tensor:
+        return (next(draw) < p).double()
+
+    def coin() -> Tensor:
+        return (next(draw) < 0.5).double()
+
+    def normal() -> Tensor:
+        return torch.special.ndtri(next(draw).clamp(1e-12, 1 - 1e-12))
+
+    def angle() -> Tensor:
+        return (2 * next(draw) - 1) * math.pi
+
+    mirror, upend = coin(), active() * coin()
+    isotropic = active() * normal()
+    rotation = active() * angle()
+    anisotropic, direction = active() * normal(), angle() * coin()
+    moved = active()
+    across, down = moved * normal(), moved * normal()
+    labels = torch.stack(
+        [
+            mirror, upend, isotropic, rotation.cos() - 1, rotation.sin(),
+            anisotropic * direction.cos(), anisotropic * direction.sin(), across, down,
+        ],
+        dim=1,
+    )  # fmt: skip
+    linear = _rotate(rotation - direction) @ _scale(-anisotropic, anisotropic) @ _rotate(direction)
+    linear = _scale(-isotropic, -isotropic) @ linear
+    shift = torch.stack([across * width, down * height], dim=1)[..., None] / 8
+    return labels, torch.cat([linear, -linear @ shift], dim=2)
+
+
+def _rotate(angle: Tensor) -> Tensor:
+    """(B, 2, 2): Rot(angle) of the module's text."""
+    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+
+
+def _scale(x: Tensor, y: Tensor) -> Tensor:
+    """(B, 2, 2): factors 2^(0.2 x) and 2^(0.2 y)."""
+    return torch.diag_embed(torch.exp2(0.2 * torch.stack([x, y], dim=1)))
+
+
+def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(chosen.to(no.device, non_blocking=True).view(-1, 1, 1, 1), yes, no)
+
+
+def _fold(position: Tensor, size: Tensor | int) -> Tensor:
+    """Mirrors positions into 0..size-1 about the centres of the first and the last pixel."""
+    last = torch.as_tensor(size, device=position.device) - 1
+    return last - (position.remainder(2 * last.clamp(min=0.5)) - last).abs()
+
+
+def _mirror(x0: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H + 2 MARGIN, W + 2 MARGIN); any size, even 1."""
+    for dim in (-2, -1):
+        size = x0.shape[dim]
+        index = _fold(torch.arange(-MARGIN, size + MARGIN, device=x0.device), size)
+        x0 = x0.index_select(dim, index.round().long())
+    return x0
+
+
+def _upsample(x: Tensor) -> Tensor:
+    """Last axis n + 2 MARGIN -> 2n + 14: u[FIRST], u[FIRST + 1], ... of the module's text, on a mirrored x."""
+    half, n = TAPS // 2, x.shape[-1] - TAPS // 2 + 1
+    phases = [
+        sum(math.sqrt(2) * SYM6[2 * i + phase] * x[..., half - 1 - i : half - 1 - i + n] for i in range(half))
+        for phase in (0, 1)
+    ]
+    return torch.stack(phases, dim=-1).flatten(-2)  # type: ignore[arg-type]
+
+
+def _downsample(x: Tensor) -> Tensor:
+    """Last axis 2n + 10 -> n: x' of the module's text."""
+    n = (x.shape[-1] - TAPS) // 2 + 1
+    return sum(SYM6[i] / math.sqrt(2) * x[..., i : i + 2 * n - 1 : 2] for i in range(TAPS))  # type: ignore[return-value]
+
+
+def _fine_positions(size: int) -> Tensor:
+    """Pixels from the centre of the u'[0], ..., u'[2 size + 9] that `size` pixels are made of; float64."""
+    return (torch.arange(2 * size + TAPS - 2, dtype=torch.float64) - CENTRE) / 2 - (size - 1) / 2
+
+
+def _fine_index(position: Tensor, sizes: Tensor) -> Tensor:
+    """Where in the upsampled array a position (pixels from the centre) lies; beyond the margin it is mirrored."""
+    pixel = position + (sizes - 1) / 2
+    inside = (pixel >= -MARGIN / 2) & (pixel <= sizes - 1 + MARGIN / 2)
+    return 2 * torch.where(inside, pixel, _fold(pixel, sizes)) + CENTRE - FIRST

@@ -1,0 +1,260 @@
+"""Seeds and labels become images.
+
+    seeds -> start_scale(sigma_0) * noise -> sampler( clip( guidance( denoise ) ) ) -> codec.decode -> uint8
+
+Image i is a function of (denoiser, its seed, its label, the plan). Its noise never depends on its neighbours, and every
+forward pass has exactly micro_batch rows (short batches are padded), so at one micro_batch an image is bit-identical
+in any batch, order and number of processes; at another one kernels may sum in another order, which moves it by at most
+one uint8 level. The solver's state is float64 (float32 where the device has none); the network sees its own dtype.
+
+Default: DPM-Solver++(2M) on 20 Karras levels. On exact denoisers of mixtures of handwritten digits it lies about as
+near to the exact solution as 50-step DDIM, for EDM's range of sigma and for DDPM's; levels uniform in ln sigma are
+equally good there, and half the steps are visibly worse. 18 steps of `heun` are EDM's published choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import noise
+from ..denoiser import Denoiser
+from ..draws import SampleNoise
+from ..errors import UserError
+from .guidance import clipped, guided
+from .samplers import SAMPLERS, Denoise, Step, resolve
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample, checked and complete: no default is left open. Made by `plan`."""
+
+    sampler: str
+    options: dict[str, Any]
+    grid: str
+    sigmas: Tensor  # (steps + 1,) float64, descending to 0
+    guidance: float
+    interval: tuple[float, float] | None
+    micro_batch: int
+    clip: bool
+
+
+def plan(
+    denoiser: Denoiser,
+    sampler: str = "dpmpp2m",
+    steps: int | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] | None = None,
+    grid: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    micro_batch: int = 64,
+    clip: bool | None = None,
+    **options: Any,
+) -> Plan:
+    """Checks everything that does not depend on the images; the arguments are those of `sample`.
+
+    Raises `UserError` for an unknown sampler, option or grid, and for values out of range.
+    """
+    chosen, options = resolve(sampler, options)
+    if micro_batch < 1:
+        raise UserError(f"micro_batch={micro_batch}", "at least one image per forward pass is needed")
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise UserError(f"interval={interval}", "not an interval of sigma", "0 <= low < high")
+    family = getattr(denoiser, "family", None)
+    if family is None:  # a denoiser from elsewhere: its range of sigma is all that is known
+        family = noise.Family()
+        family.sigma_range = denoiser.sigma_range
+    has_time = isinstance(family, noise.VP | noise.Flow)
+    kind = grid or (chosen.grid if has_time or chosen.grid != "time" else "karras")
+    steps = chosen.steps if steps is None else steps
+    sigmas = noise.grid(family, steps, kind, sigma_min, sigma_max)
+    clip = denoiser.clip if clip is None else clip
+    return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip)
+
+
+def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    """One seed per image; a number n means 0..n-1. Raises `UserError` for none and for negative ones."""
+    if isinstance(seeds, int | np.integer):
+        seeds = range(int(seeds))
+    seeds = seeds if isinstance(seeds, range) else [int(seed) for seed in seeds]
+    if not len(seeds):
+        raise UserError("seeds", "no image was asked for", "give at least one seed")
+    for bad in (min(seeds), max(seeds)):
+        if not 0 <= bad <= MAX_SEED:
+            raise UserError(f"seed={bad}", "not a seed", "seeds are 0..2^63-1")
+    return seeds
+
+
+def check_labels(
+    denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n: int, guidance: float = 1.0
+) -> Tensor | None:
+    """One label per image, (n,) int64 on the CPU; None where there is none at all.
+
+    Raises `UserError` for a label the model does not know, for labels on an unconditional model, for another number of
+    labels than images, and for guidance without a label to guide towards.
+    """
+    labels = None if label is None else torch.as_tensor(label, dtype=torch.int64).cpu()
+    if labels is not None and labels.ndim == 0:
+        labels = labels.expand(n)
+    if labels is not None and labels.shape != (n,):
+        raise UserError(f"label: {labels.numel()} labels", f"for {n} images", "give one label, or one per image")
+    if labels is None or bool((labels == -1).all()):
+        if guidance not in (0.0, 1.0):
+            raise UserError(f"guidance={guidance:g}", "there is no label to guide towards", "give label=")
+        return None
+    low, high = int(labels.min()), int(labels.max())
+    if not denoiser.classes:
+        raise UserError(f"label={high}", "this model is unconditional", "leave the label out")
+    if low < -1 or high >= denoiser.classes:
+        bad = low if low < -1 else high
+        raise UserError(f"label={bad}", "no such class", f"labels are 0..{denoiser.classes - 1}, or -1 for none")
+    return labels
+
+
+def sample(
+    denoiser: Denoiser,
+    seeds: int | Sequence[int],
+    label: int | Sequence[int] | Tensor | None = None,
+    sampler: str = "dpmpp2m",
+    steps: int | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] | None = None,
+    grid: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    micro_batch: int = 64,
+    clip: bool | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Tensor:
+    """Images of these seeds, uint8 (N, C, H, W) on the CPU.
+
+    seeds: one per image, or their number (0..n-1). label: a class index for all, one per image, or None.
+    sampler: a name in `SAMPLERS`; `options` are its own (eta, variance, s_churn, ...). steps, grid: default to the
+    sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if there is an interval.
+    sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch: images per forward pass.
+    clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with (done, in all).
+
+    Runs in inference mode with the network in eval mode, which is undone afterwards. Raises `UserError` before any
+    computation for anything that cannot be.
+    """
+    chosen = plan(
+        denoiser, sampler, steps, guidance, interval, grid, sigma_min, sigma_max, micro_batch, clip, **options
+    )  # fmt: skip
+    seeds = check_seeds(seeds)
+    return draw(denoiser, chosen, seeds, check_labels(denoiser, label, len(seeds), guidance), progress)
+
+
+def draw(
+    denoiser: Denoiser,
+    plan: Plan,
+    seeds: Sequence[int],
+    labels: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """`sample` for a checked plan, seeds and labels (N,): uint8 (N, C, H, W) on the CPU."""
+    images: Tensor | None = None
+    for start in range(0, len(seeds), plan.micro_batch):
+        part = slice(start, start + plan.micro_batch)
+        for step in _steps(denoiser, plan, seeds[part], None if labels is None else labels[part]):
+            last = step
+        batch = _decode(denoiser, last.x)[: len(seeds[part])]
+        if images is None:  # an ordinary tensor, which its owner may change: batches come from inference mode
+            images = torch.empty((len(seeds), *batch.shape[1:]), dtype=torch.uint8)
+        images[part] = batch
+        if progress:
+            progress(min(part.stop, len(seeds)), len(seeds))
+    assert images is not None
+    return images
+
+
+def trajectory(
+    denoiser: Denoiser,
+    seeds: int | Sequence[int],
+    label: int | Sequence[int] | Tensor | None = None,
+    micro_batch: int = 64,
+    **how: Any,
+) -> Iterator[Step]:
+    """One batch while it is being made: a `Step` per solver step with `images`, x0_hat decoded, uint8 (N, C, H, W).
+
+    The arguments are those of `sample`, and the last step's images are bit-identical to what it returns. The network
+    is in eval mode until the iterator ends or is closed. Raises `UserError` at once, and for more images than
+    micro_batch.
+    """
+    guidance = how.get("guidance", 1.0)
+    chosen = plan(denoiser, micro_batch=micro_batch, **how)
+    seeds = check_seeds(seeds)
+    if len(seeds) > micro_batch:
+        raise UserError(f"seeds: {len(seeds)} images", f"a trajectory is one batch of {micro_batch}", "ask for fewer")
+    labels = check_labels(denoiser, label, len(seeds), guidance)
+    return _previews(denoiser, chosen, seeds, labels)
+
+
+def _previews(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor | None) -> Iterator[Step]:
+    n = len(seeds)
+    for step in _steps(denoiser, plan, seeds, labels):
+        images = _decode(denoiser, step.x0_hat)[:n]
+        yield replace(step, x=step.x[:n], x0_hat=step.x0_hat[:n], images=images)
+
+
+@torch.inference_mode()
+def _steps(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor | None) -> Iterator[Step]:
+    """The sampler's steps for one batch, padded to micro_batch rows with its last image."""
+    device, dtype = place(denoiser)
+    state = torch.float32 if device.type == "mps" else torch.float64
+    padding = plan.micro_batch - len(seeds)
+    draws = SampleNoise([*seeds, *[seeds[-1]] * padding], denoiser.shape, device)
+    if labels is not None:
+        labels = torch.cat([labels, labels[-1:].expand(padding)]).to(device)
+    x = draws().to(state) * denoiser.start_scale(float(plan.sigmas[0]))
+    denoise = _network_dtype(guided(denoiser, labels, plan.guidance, plan.interval), dtype)
+    if plan.clip:
+        denoise = clipped(denoise)
+    with evaluating(denoiser):
+        yield from SAMPLERS[plan.sampler].function(denoise, x, plan.sigmas, draws, **plan.options)
+
+
+@torch.inference_mode()
+def _decode(denoiser: Denoiser, x0: Tensor) -> Tensor:
+    return denoiser.codec.decode(x0.to(place(denoiser)[1])).cpu()
+
+
+@contextmanager
+def evaluating(denoiser: Denoiser) -> Iterator[None]:
+    """Every module in eval mode inside, and each in its previous mode afterwards."""
+    modes = [(module, module.training) for module in denoiser.modules()]
+    denoiser.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
+    """(C, H, W) of decoded images, found by decoding one x0."""
+    device, _ = place(denoiser)
+    c, h, w = _decode(denoiser, torch.zeros((1, *denoiser.shape), device=device)).shape[1:]
+    return c, h, w
+
+
+def place(denoiser: Denoiser) -> tuple[torch.device, torch.dtype]:
+    """Where the network is, and the dtype x is given to it in: float64 if it is, float32 otherwise."""
+    for tensor in (*denoiser.parameters(), *denoiser.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return torch.device("cpu"), torch.float32
+
+
+def _network_dtype(denoise: Denoise, dtype: torch.dtype) -> Denoise:
+    return lambda x, sigma: denoise(x.to(dtype), sigma).to(x.dtype)

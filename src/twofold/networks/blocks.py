@@ -1,0 +1,186 @@
+"""The parts of a U-Net: residual blocks, attention, resampling.
+
+    residual   h = conv1(resample(silu(norm1(x)))),  h = conv2(silu(norm2(h) | h + emb)) + skip(x)
+    attention  x + proj(softmax(q k^T / sqrt(d)) v)             (Ho et al. 2020, Dhariwal and Nichol 2021)
+
+Maps are (B, C, H, W) in either memory format; embeddings (B, E) arrive after their SiLU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..settings.network import UNetSettings
+
+Resample = Literal["down", "up"]
+
+
+def group_count(channels: int, groups: int, group_channels: int) -> int:
+    """Groups of a norm over `channels`: the largest divisor up to `groups` that leaves `group_channels` in each."""
+    most = min(groups, max(1, channels // group_channels))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def group_norm(channels: int, settings: UNetSettings, groups: int | None = None) -> nn.GroupNorm:
+    """The group norm of these settings over `channels`."""
+    count = group_count(channels, groups or settings.norm_groups, settings.norm_group_channels)
+    return nn.GroupNorm(count, channels, eps=settings.norm_eps)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor nobody else reads; in place where autograd does not need what was there."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, h, w) -> (B, D, 2h, 2w).
+
+    Each output pixel sees only 2x2 different input pixels, so the pair is a transposed convolution of stride 2 whose
+    4x4 kernel holds sums of the 3x3 one: 16 instead of 36 products per input pixel. On a CPU the two cost what they
+    multiply; elsewhere the plain pair runs.
+    """
+    if x.device.type != "cpu":
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    taps = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # row a: the taps that kernel row a adds up
+    sums = torch.einsum("ah,bw->abhw", taps, taps).view(16, 9)
+    out_channels, in_channels = weight.shape[:2]
+    kernel = sums @ weight.permute(1, 2, 3, 0).reshape(in_channels, 9, out_channels)
+    kernel = kernel.view(in_channels, 4, 4, out_channels).permute(0, 3, 1, 2)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+
+
+class Stem(nn.Conv2d):
+    """The first convolution."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+class Downsample(nn.Conv2d):
+    """A strided 3x3 convolution: (B, C, H, W) -> (B, C, H/2, W/2); padded on both sides, or at the end only."""
+
+    def __init__(self, channels: int, settings: UNetSettings) -> None:
+        self.pad_end = settings.downsample_padding == "end"
+        super().__init__(channels, channels, 3, stride=2, padding=0 if self.pad_end else 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
+
+
+class Upsample(nn.Conv2d):
+    """Nearest-neighbour doubling and a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        return upsample_conv(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a map, with its residual sum.
+
+    heads: settings.heads, or channels / settings.head_channels. Raises `UserError` where neither divides.
+    """
+
+    def __init__(self, channels: int, settings: UNetSettings) -> None:
+        super().__init__()
+        name = "head_channels" if settings.head_channels else "heads"
+        divisor = settings.head_channels or settings.heads
+        if channels % divisor:
+            raise UserError(f"network.{name}={divisor}", f"does not divide {channels}, the channels of an attention layer")
+        self.heads = channels // divisor if settings.head_channels else divisor
+        self.skip_scale = settings.skip_scale
+        self.norm = group_norm(channels, settings)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+            for part in self.qkv(tokens).chunk(3, dim=2)
+        )
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        out = x + self.proj(out).transpose(1, 2).unflatten(2, (height, width))
+        return out if self.skip_scale == 1 else out.mul_(self.skip_scale)
+
+
+class Block(nn.Module):
+    """A residual block, then attention if asked for: (B, C, H, W), (B, E) -> (B, D, H', W').
+
+    resample: "down" averages 2x2 pixels, "up" doubles them, inside the block and on its skip (BigGAN).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        settings: UNetSettings,
+        attention: bool = False,
+        resample: Resample | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.dropout = settings.dropout
+        self.scale_shift = settings.conditioning == "scale_shift"
+        self.skip_scale = settings.skip_scale
+        self.norm1 = group_norm(in_channels, settings)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.emb = nn.Linear(4 * settings.channels, channels * (2 if self.scale_shift else 1))
+        self.norm2 = group_norm(channels, settings)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        project = in_channels != channels or (resample is not None and settings.resample_projection)
+        self.skip = nn.Conv2d(in_channels, channels, 1) if project else None
+        self.attention = Attention(channels, settings) if attention else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self._first(silu(self.norm1(x)))
+        emb = self.emb(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h.add_(emb))
+        h = F.dropout(silu(h), self.dropout, self.training)
+        # conv2's own output is nobody's input in the backward pass, so the sum can take its place
+        h = self.conv2(h).add_(self._shortcut(x))
+        if self.skip_scale != 1:
+            h = h.mul_(self.skip_scale)
+        return h if self.attention is None else self.attention(h)
+
+    def _first(self, h: Tensor) -> Tensor:
+        match self.resample:
+            case "up":
+                return upsample_conv(h, self.conv1.weight, self.conv1.bias)
+            case "down":
+                return self.conv1(F.avg_pool2d(h, 2))
+        return self.conv1(h)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
+        if self.skip is not None:  # a 1x1 convolution and doubling commute: the cheaper order
+            x = self.skip(x)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, settings: UNetSettings) -> None:
+        super().__init__()
+        self.first = Block(channels, channels, settings, attention=True)
+        self.second = Block(channels, channels, settings)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.second(self.first(x, emb), emb)

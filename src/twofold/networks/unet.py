@@ -1,0 +1,209 @@
+"""One U-Net, by options those of DDPM, DDAE, Joint Diffusion (ADM) and EDM's DDPM++.
+
+    encoder: stem; per level `blocks` x block, then downsample
+    decoder: middle; per level `blocks + 1` x block(cat(h, skip)), then upsample; norm, SiLU, convolution
+
+Ho et al. 2020 (DDPM), Dhariwal and Nichol 2021 (ADM), Song et al. 2021 and Karras et al. 2022 (DDPM++).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..denoiser import State
+from ..errors import UserError
+from ..settings.network import UNetSettings
+from ..taps import Layer
+from .blocks import Attention, Block, Downsample, Middle, Stem, Upsample, group_norm, silu
+
+Cond = Mapping[str, Tensor]
+EDM_CLOSING_GAIN, EDM_QKV_GAIN = 1e-5, math.sqrt(0.2)
+
+
+def sinusoid(c_noise: Tensor, channels: int, order: str = "sin_cos", endpoint: bool = True) -> Tensor:
+    """Sines and cosines of c_noise (B,) at frequencies 1 .. 1/10000: (B, channels), float32 or better.
+
+    endpoint: the lowest frequency is exactly 1/10000; otherwise 1/10000 is the first one left out.
+    """
+    half = channels // 2
+    c_noise = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32))
+    steps = torch.arange(half, dtype=c_noise.dtype, device=c_noise.device)
+    angle = c_noise[:, None] * torch.exp(-math.log(10000) * steps / (half - int(endpoint)))
+    waves = (angle.sin(), angle.cos())
+    return torch.cat(waves if order == "sin_cos" else waves[::-1], dim=1)
+
+
+class Embedding(nn.Module):
+    """Noise level, label and augmentation to one vector: c_noise (B,) -> (B, 4 * channels).
+
+    cond: `label` (B,) int64 with -1 = none, `augment` (B, augment_dim) with zeros = none; a missing key is none.
+    Raises `UserError` for a label or an augmentation the network was not built for.
+    """
+
+    def __init__(self, settings: UNetSettings) -> None:
+        super().__init__()
+        width = settings.channels
+        if width % 2:
+            raise UserError(f"network.channels={width}", "odd", "the sinusoidal embedding needs an even number")
+        self.settings = settings
+        self.classes = settings.classes or 0
+        self.first = nn.Linear(width, 4 * width)
+        self.second = nn.Linear(4 * width, 4 * width)
+        self.augment = nn.Linear(settings.augment_dim, width, bias=False) if settings.augment_dim else None
+        self.label: nn.Linear | nn.Embedding | None = None
+        if self.classes:
+            before = settings.label_position == "before"
+            self.label = nn.Linear(self.classes, width) if before else nn.Embedding(self.classes, 4 * width)
+
+    def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
+        label, augment = self._checked(cond or {})
+        if label is None:
+            label = torch.full((len(c_noise),), -1, dtype=torch.long, device=c_noise.device)
+        s = self.settings
+        emb = sinusoid(c_noise, s.channels, s.embedding_order, s.embedding_endpoint).to(self.first.weight.dtype)
+        if isinstance(self.label, nn.Linear):  # one-hot of unit variance; "none" is the zero vector
+            one_hot = label[:, None] == torch.arange(self.classes, device=label.device)
+            emb = emb + self.label(one_hot.to(emb.dtype) * math.sqrt(self.classes))
+        if self.augment is not None and augment is not None:
+            emb = emb + self.augment(augment.to(emb.dtype))
+        emb = self.second(F.silu(self.first(emb)))
+        if isinstance(self.label, nn.Embedding):
+            emb = emb + self.label(label.clamp(min=0)) * (label >= 0).to(emb.dtype)[:, None]
+        return emb
+
+    def _checked(self, cond: Cond) -> tuple[Tensor | None, Tensor | None]:
+        label, augment = cond.get("label"), cond.get("augment")
+        # on an accelerator reading a label would stall every step; there the embedding itself catches a wrong one
+        readable = label is not None and (self.label is None or label.device.type == "cpu")
+        if readable and int(label.max()) >= self.classes:
+            raise UserError(f"label {int(label.max())}", f"the network knows {self.classes} classes", "-1 is none")
+        if augment is not None and self.augment is None and bool(augment.any()):
+            raise UserError("augment", "the network has no augmentation labels", "set network.augment_dim")
+        return label, augment
+
+
+class UNet(nn.Module):
+    """F of a U-Net: forward(x (B, C, H, W), c_noise (B,), cond) -> (B, C, H, W); see `Embedding` for cond.
+
+    Any H and W: odd sizes are padded with zeros inside, to a multiple of 2^(levels - 1), and the output is cropped.
+    layers: "enc.0" (stem) and every other tensor the decoder will be given, "mid", "dec.0" .. after each decoder block.
+    aliases: DDAE's names, "out_1" for "dec.0" and so on. shape is what `attention`'s resolutions refer to.
+
+    Raises `UserError` for an attention resolution no level has and for heads that do not divide the channels.
+    """
+
+    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, tuple(shape)
+        self.multiple = 2 ** (len(settings.multipliers) - 1)
+        attends = _attention_levels(settings, shape)
+        widths = [settings.channels * m for m in settings.multipliers]
+        self.embedding = Embedding(settings)
+        self.enc, self.dec, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.layers: dict[str, Layer] = {}
+        skips = self._build_encoder(widths, attends)
+        self.mid = Middle(widths[-1], settings)
+        self.layers["mid"] = Layer(self.mid, widths[-1], self.multiple)
+        self._build_decoder(widths, attends, skips)
+        self.aliases = {f"out_{k + 1}": f"dec.{k}" for k in range(len(self.dec))}
+        self.norm = group_norm(widths[0], settings, settings.out_norm_groups)
+        self.out = nn.Conv2d(widths[0], shape[0], 3, padding=1)
+        self._initialise()
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.decode(self.encode(x, c_noise, cond))
+
+    def encode(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> State:
+        """Everything the decoder reads: {"enc.0": .., "enc.1": .., "mid": ..} and the embedding."""
+        emb = self.embedding(c_noise, cond)
+        active = F.silu(emb)
+        height, width = x.shape[2:]
+        top, left = -height % self.multiple // 2, -width % self.multiple // 2
+        h = x
+        if height % self.multiple or width % self.multiple:
+            h = F.pad(x, (left, -width % self.multiple - left, top, -height % self.multiple - top))
+        taps = {}
+        for k, module in enumerate(self.enc):
+            h = taps[f"enc.{k}"] = module(h, active)
+        taps["mid"] = self.mid(h, active)
+        return State(taps, emb, {"crop": (slice(top, top + height), slice(left, left + width))})
+
+    def decode(self, state: State) -> Tensor:
+        """F (B, C, H, W) from a state that may have been edited."""
+        active = F.silu(state.emb)
+        skips = [state.taps[f"enc.{k}"] for k in range(len(self.enc))]
+        h = state.taps["mid"]
+        for j, block in enumerate(self.dec):
+            if j and j % (self.settings.blocks + 1) == 0:
+                h = self.up[j // (self.settings.blocks + 1) - 1](h, active)
+            h = block(torch.cat([h, skips.pop()], dim=1), active)
+        rows, columns = state.context["crop"]
+        return self.out(silu(self.norm(h)))[:, :, rows, columns]
+
+    def _build_encoder(self, widths: list[int], attends: list[bool]) -> list[int]:
+        """Fills `enc`; returns the channels of its tensors."""
+        s = self.settings
+        self._add(self.enc, "enc", Stem(self.shape[0], s.channels), s.channels, 0)
+        skips = [s.channels]
+        for level, width in enumerate(widths):
+            for _ in range(s.blocks):
+                self._add(self.enc, "enc", Block(skips[-1], width, s, attends[level]), width, level)
+                skips.append(width)
+            if level < len(widths) - 1:
+                down = Downsample(width, s) if s.resample == "conv" else Block(width, width, s, resample="down")
+                self._add(self.enc, "enc", down, width, level + 1)
+                skips.append(width)
+        return skips
+
+    def _build_decoder(self, widths: list[int], attends: list[bool], skips: list[int]) -> None:
+        s, skips, previous = self.settings, list(skips), widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(s.blocks + 1):
+                attend = attends[level] and (s.decoder_attention == "all" or i == s.blocks)
+                block = Block(previous + skips.pop(), width, s, attend)
+                self._add(self.dec, "dec", block, width, level)
+                previous = width
+            if level:
+                self.up.append(Upsample(width) if s.resample == "conv" else Block(width, width, s, resample="up"))
+
+    def _add(self, to: nn.ModuleList, prefix: str, module: nn.Module, channels: int, level: int) -> None:
+        self.layers[f"{prefix}.{len(to)}"] = Layer(module, channels, 2**level)
+        to.append(module)
+
+    def _initialise(self) -> None:
+        """PyTorch's, ADM's (what closes a residual branch is zero) or EDM's (Xavier, the same nearly zero)."""
+        how = self.settings.init
+        closing = [self.out, *(m.conv2 for m in self.modules() if isinstance(m, Block))]
+        closing += [m.proj for m in self.modules() if isinstance(m, Attention)]
+        if how == "zero_out":
+            for module in closing:
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+        if how == "edm":
+            gains = {m.qkv: EDM_QKV_GAIN for m in self.modules() if isinstance(m, Attention)}
+            gains |= dict.fromkeys(closing, EDM_CLOSING_GAIN)
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    nn.init.xavier_uniform_(module.weight, gain=gains.get(module, 1.0))
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+
+
+def _attention_levels(settings: UNetSettings, shape: tuple[int, int, int]) -> list[bool]:
+    """Which levels attend. Raises `UserError` for a resolution that no level has."""
+    multiple = 2 ** (len(settings.multipliers) - 1)
+    side = -(-min(shape[1:]) // multiple) * multiple
+    resolutions = [side >> level for level in range(len(settings.multipliers))]
+    for wanted in settings.attention:
+        if wanted not in resolutions:
+            raise UserError(
+                f"network.attention={wanted}",
+                "no level has this resolution",
+                "the levels of " + "x".join(map(str, shape)) + " have " + ", ".join(map(str, resolutions)),
+            )
+    return [resolution in settings.attention for resolution in resolutions]

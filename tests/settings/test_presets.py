@@ -1,0 +1,116 @@
+"""Presets of the package, files and run folders as starting points."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from twofold.errors import UserError
+from twofold.settings.presets import header_fields, open_preset, preset_names, preset_purposes, read_preset
+from twofold.settings.resolve import resolve, settings_hash, to_yaml
+from twofold.settings.train import TrainSettings
+
+MINIMAL = "data: digits\n"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_complete_and_says_what_it_is(name: str) -> None:
+    preset = open_preset(name)
+    found, origin = resolve(TrainSettings, preset.layers)
+    assert found.train.n_images > 0
+    assert set(origin.values()) == {label for label, values in preset.layers if values}
+    header = header_fields(preset.header)
+    assert {"purpose", "data", "machine", "expected"} <= set(header), "its header is incomplete"
+    assert all(header.values())
+    assert preset_purposes()[name] == header["purpose"]
+    assert read_preset(name)[1] == preset.header
+    assert resolve(TrainSettings, [("x", read_preset(name)[0])])[0] == found
+
+
+def test_there_are_presets() -> None:
+    assert {"ddpm-cifar10", "ddae-cifar10-ddpm"} <= set(preset_names())
+
+
+def test_names_and_their_nearest() -> None:
+    with pytest.raises(UserError) as error:
+        open_preset("ddpm-cifar11")
+    assert str(error.value) == "ddpm-cifar11: no such preset; did you mean 'ddpm-cifar10'?"
+    with pytest.raises(UserError, match=r"^zzz: no such preset; valid: "):
+        open_preset("zzz")
+
+
+def test_a_file_and_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("# purpose: base\n" + MINIMAL + "train: {lr: 1e-3, n_images: 500}\n")
+    (tmp_path / "mine.yaml").write_text("# purpose: mine\n#   and more\n\nextends: base.yaml\ntrain: {n_images: 9}\n")
+    preset = open_preset(str(tmp_path / "mine.yaml"))
+    assert preset.name == "mine"
+    assert [label for label, _ in preset.layers] == [f"file {tmp_path}/base.yaml", f"file {tmp_path}/mine.yaml"]
+    assert header_fields(preset.header) == {"purpose": "mine and more"}
+    found, _ = resolve(TrainSettings, preset.layers)
+    assert math.isclose(found.train.lr, 1e-3)
+    assert (found.train.n_images, found.data.source) == (9, "digits")
+
+
+def test_a_file_may_extend_a_preset_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: ddpm-cifar10\nnoise: {kind: edm}\n")
+    found, origin = resolve(TrainSettings, open_preset(str(tmp_path / "mine.yaml")).layers)
+    base, _ = resolve(TrainSettings, open_preset("ddpm-cifar10").layers)
+    assert found.network == base.network
+    assert found.noise.kind == "edm"
+    assert origin["network.channels"] == "preset ddpm-cifar10"
+
+
+def test_a_run_folder_starts_the_same_run_again(tmp_path: Path) -> None:
+    found, _ = resolve(TrainSettings, [("x", {"data": "digits", "train": {"n_images": 77}})])
+    run = tmp_path / f"mini-{settings_hash(found)}"
+    run.mkdir()
+    (run / "settings.yaml").write_text(to_yaml(found, "twofold train mini"))
+    preset = open_preset(str(run))
+    assert preset.name == "mini"  # so that the default folder is this one again
+    assert resolve(TrainSettings, preset.layers)[0] == found
+
+
+@pytest.mark.parametrize(
+    ("files", "argument", "message"),
+    [
+        ({"empty/x": ""}, "empty", "empty: not a run folder (it has no settings.yaml); give a preset, a file or a run"),
+        ({}, "none.yaml", "none.yaml: no such file or run folder"),
+        ({}, "runs/none", "runs/none: no such file or run folder"),
+        (
+            {"a.yaml": "extends: a.yaml\n"},
+            "a.yaml",
+            "file a.yaml: extends: a.yaml: extends itself; file a.yaml <- file a.yaml",
+        ),
+        (
+            {"a.yaml": "extends: b.yaml\n", "b.yaml": "extends: a.yaml\n"},
+            "a.yaml",
+            "file b.yaml: extends: a.yaml: extends itself; file a.yaml <- file b.yaml <- file a.yaml",
+        ),
+        (
+            {"a.yaml": "extends: ddpm-cifar1\n"},
+            "a.yaml",
+            "file a.yaml: extends: ddpm-cifar1: no such preset or file; did you mean 'ddpm-cifar10'?",
+        ),
+        ({"a.yaml": "- 1\n"}, "a.yaml", "file a.yaml: holds no settings; write one `name: value` a line"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], argument: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        open_preset(argument)
+    assert str(error.value) == message
+
+
+def test_a_mistake_in_an_extended_file_names_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(MINIMAL + "train: {lr: fast}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises(UserError, match=r"^train\.lr='fast' \(file base\.yaml\): must be a number"):
+        resolve(TrainSettings, open_preset("mine.yaml").layers)
