@@ -60,9 +60,8 @@ def main() -> None:
     for number in range(args.rounds):
         ours.append(timed(lambda: frechet_distance(a, b)))
         theirs.append(timed(lambda: by_sqrtm(a, b)))
-        print(
-            f"{number + 1:5d}   {ours[-1][0]:7.2f} s ({ours[-1][1]:7.2f} s) {theirs[-1][0]:7.2f} s ({theirs[-1][1]:7.2f} s)"
-        )
+        seconds = [f"{row[0]:7.2f} s ({row[1]:7.2f} s)" for row in (ours[-1], theirs[-1])]
+        print(f"{number + 1:5d}   " + " ".join(seconds))
     for kind, at in (("clock", 0), ("processor", 1)):
         fast, slow = (statistics.median(row[at] for row in rows) for rows in (ours, theirs))
         print(f"median {kind}: {fast:.2f} s and {slow:.2f} s, {slow / fast:.1f} times faster")

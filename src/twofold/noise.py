@@ -44,7 +44,7 @@ class Coefficients:
 
 def as_sigma(sigma: Tensor | float) -> Tensor:
     """sigma as a float64 tensor, () or (B,)."""
-    sigma = torch.as_tensor(sigma).to(torch.float64)
+    sigma = torch.as_tensor(sigma, dtype=torch.float64)  # not in two steps: a Python number would pass through float32
     if sigma.ndim > 1:
         raise ValueError(f"sigma must be () or (B,), not {tuple(sigma.shape)}")
     return sigma

@@ -91,7 +91,7 @@ class MixtureDenoiser(Denoiser):
         labels: bool = True,
     ) -> None:
         super().__init__()
-        means, stds, weights = (torch.as_tensor(v).to(torch.float64) for v in (means, stds, weights))
+        means, stds, weights = (torch.as_tensor(v, dtype=torch.float64) for v in (means, stds, weights))
         if means.ndim != 4:
             raise UserError("means", f"shape {tuple(means.shape)}", "a mixture needs (K, C, H, W)")
         k, c, h, w = means.shape

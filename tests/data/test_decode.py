@@ -214,6 +214,7 @@ def test_no_image_at_all(tmp_path: Path) -> None:
     assert "directory" in reason(tmp_path / "folder.png")
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_damaged_headers_give_a_reason(extension: str) -> None:
     format = {"jpg": "JPEG", "tif": "TIFF", "pgm": "PPM"}.get(extension, extension.upper())

@@ -34,7 +34,7 @@ def no_dropout(**changes: object):  # type: ignore[no-untyped-def]
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     rows = []
-    settings = tiny(n_images=12_800, lr=2e-3, log_images=1280, save_images=20_000, validate_images=12_800)
+    settings = tiny(n_images=4_800, lr=4e-3, log_images=480, save_images=20_000, validate_images=4_800)
     train(settings, tmp_path / "run", "cpu", lambda e: rows.append(e.row) if isinstance(e, Logged) else None)
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert losses[-1] < 0.6 * losses[0]

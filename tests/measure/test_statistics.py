@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from twofold.data import open_store
 from twofold.errors import UserError
-from twofold.measure import Gaussian, PixelEncoder, statistics
+from twofold.measure import Gaussian, PixelEncoder, encoder, statistics
 from twofold.measure.statistics import reference
+from twofold.settings.data import DataSettings
 
 
 class Images:
@@ -141,3 +143,13 @@ def test_features_that_are_not_finite_are_not_stored(cache: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinity"):
         reference(Images(), "train", Broken())
     assert files(cache) == []
+
+
+def test_a_real_store_will_do(cache: Path) -> None:
+    pytest.importorskip("sklearn")
+    store = open_store(DataSettings(source="digits"))
+    found = reference(store, "test", encoder("pixels4"))
+    assert found.gaussian.n == len(store.indices("test")) and found.gaussian.dims == 16 * store.shape[0]
+    assert len(files(cache)) == 1
+    with pytest.raises(UserError, match="split"):
+        reference(store, "tset", PixelEncoder())

@@ -39,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action not in ACTIONS:
         raise UserError(f"twofold data {args.action}", "no such action", nearest(args.action, ACTIONS))
-    layers = [("SOURCE", {"source": args.source}), ("command line", parse_assignments(args.assignments))]
+    assigned = parse_assignments(args.assignments)
+    if "source" in assigned:
+        raise UserError(
+            f"source={assigned['source']}", f"the source is given already ({args.source})", "keep one of them"
+        )
+    layers = [("SOURCE", {"source": args.source}), ("command line", assigned)]
     settings, _ = resolve(DataSettings, layers)
     say("opening ...", args.quiet)
     store = _opened(settings, args.quiet)

@@ -13,7 +13,9 @@ from .train import resolved, train_run
 
 HELP = "train, sample and measure on scikit-learn's digits (about 5 minutes on 2 cores), with a report"
 
-CRITERIA = """frechet_to_all <= 0.20; acceptance >= 0.9 x real; class gap <= 5 points; precision, recall >= 0.85 x real"""
+CRITERIA = (
+    """frechet_to_all <= 0.20; acceptance >= 0.9 x real; class gap <= 5 points; precision, recall >= 0.85 x real"""
+)
 
 
 def settings_model() -> None:

@@ -121,7 +121,7 @@ def _fit(image: Image.Image, settings: DataSettings) -> Image.Image:
     scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if image.size != scaled:
         image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = (width - scaled[0]) // 2, (height - scaled[1]) // 2  # negative where the image is cropped
+    left, top = int((width - scaled[0]) / 2), int((height - scaled[1]) / 2)  # negative where it is cropped
     if settings.fit == "crop":
         return image.crop((-left, -top, width - left, height - top))
     canvas = Image.new(image.mode, (width, height), settings.background)

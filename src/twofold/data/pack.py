@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from .. import __version__
 from ..errors import UserError
@@ -105,8 +104,8 @@ def _fill(writer: StoreWriter, source: Source, settings: DataSettings, tick: _Ti
     tick(0, total, force=True)
     done = 0
     with warnings.catch_warnings():
-        # a large image is no news here: an excessive one is a bad image
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # what Pillow thinks of large images and odd metadata is no news here: a bad image is told in one line
+        warnings.filterwarnings("ignore", module="PIL")
         with contextlib.closing(_decoded(source.items(), settings, lambda: tick(done, total))) as chunks:
             for items, pixels in chunks:
                 writer.add(items, pixels)
@@ -119,8 +118,7 @@ def _decoded(
     items: Iterable[Item], settings: DataSettings, waiting: Callable[[], None]
 ) -> Generator[tuple[list[Item], list[Decoded]], None, None]:
     """Chunks of items with their pixels, in order, decoded a bounded number of chunks ahead."""
-    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    items = iter(items)
+    workers, items = _workers(), iter(items)
     ahead: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
@@ -135,6 +133,10 @@ def _decoded(
             yield chunk, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _workers() -> int:
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _decode_chunk(items: list[Item], settings: DataSettings) -> list[Decoded]:

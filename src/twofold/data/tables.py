@@ -160,7 +160,8 @@ class Labels:
         self._named = names is not None
         values = [] if self._named else self._distinct(shards)
         self.classes = [str(value) for value in values] if names is None else names
-        self._values = pa.array(values)
+        number = _kind(shards[0].schema.field(column).type) == "number"
+        self._values = pa.array(values, pa.int64() if number else pa.string())
 
     def __call__(self, array: Any, shard: Any, row: int) -> np.ndarray:
         """Labels (rows,) int64 of one batch; `row` is the number of its first row, for errors."""

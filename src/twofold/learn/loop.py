@@ -104,6 +104,9 @@ class Trainer:
         yield from self._set_environment(state)
         if loop.compile:
             model.compile_network()  # type: ignore[union-attr]
+        self.wrapped: nn.Module = self.objective
+        if self.world > 1:  # before anything holds on to the weights' storage, which this may replace
+            self.wrapped = self.accelerator.prepare_model(self.objective)
         self.optimizer = make_optimizer(self.objective.network, loop)
         self.average = Average(self.objective.network)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.environment.precision == "fp16")
@@ -118,9 +121,6 @@ class Trainer:
             yield Note(f"resumed at {self.n_images:,} images")
         elif self.main:
             self.run.log_file.unlink(missing_ok=True)
-        self.wrapped: nn.Module = self.objective
-        if self.world > 1:
-            self.wrapped = self.accelerator.prepare_model(self.objective)
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         chosen, loop = self.loop.precision, self.loop

@@ -47,5 +47,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
         else:  # the step counter; fused kernels want it beside the parameter
-            value = value.to(parameter.device)
+            value = value.to(parameter.device, copy=True)
         optimizer.state[parameter][entry] = value

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from ..data.store import cache_root
+from ..data import cache_root
 from ..denoiser import Encoder
 from ..files import atomic_file
 from .frechet import Gaussian

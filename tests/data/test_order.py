@@ -1,0 +1,108 @@
+"""The order of training: a new permutation every epoch, found without storing one."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from twofold.data import ImageOrder
+from twofold.data.order import keyed, mix
+
+
+@given(n=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 10**9))
+def test_every_epoch_shows_every_row_once(n: int, seed: int, epoch: int) -> None:
+    rows = ImageOrder(n, seed)(np.arange(epoch * n, (epoch + 1) * n))
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+
+
+@given(
+    n=st.integers(1, 10**12),
+    seed=st.integers(0, 2**32),
+    positions=st.lists(st.integers(0, 2**62), min_size=1, max_size=20),
+)
+def test_any_position_can_be_asked_for_on_its_own(n: int, seed: int, positions: list[int]) -> None:
+    order = ImageOrder(n, seed)
+    together = order(np.array(positions))
+    alone = [int(order(np.array(position))) for position in positions]
+    assert together.tolist() == alone
+    assert 0 <= together.min() and together.max() < n
+
+
+def test_shape_is_kept_and_nothing_is_asked_of_nothing() -> None:
+    order = ImageOrder(10, 0)
+    positions = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(order(positions).ravel(), order(positions.ravel()))
+    assert order(np.empty(0, np.int64)).shape == (0,)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order, n = ImageOrder(1000, 3), 1000
+    epochs = order(np.arange(5 * n)).reshape(5, n)
+    orders = [*epochs, ImageOrder(n, 4)(np.arange(n)), ImageOrder(n, 3 + 2**32)(np.arange(n)), np.arange(n)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).sum() < 10  # fixed points of a random permutation: Poisson(1)
+
+
+def test_it_never_changes() -> None:
+    """Resumed runs depend on it."""
+    assert ImageOrder(10, 7)(np.arange(20)).tolist() == [0, 3, 7, 6, 9, 1, 5, 4, 2, 8, 3, 1, 2, 9, 8, 6, 0, 4, 5, 7]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 16, 97])
+def test_first_and_last_row_are_uniform(n: int) -> None:
+    epochs = np.arange(20_000)
+    order = ImageOrder(n, 1)
+    for position in (0, n - 1):
+        seen = np.bincount(order(epochs * n + position), minlength=n)
+        assert stats.chisquare(seen).pvalue > 1e-4
+
+
+def test_all_permutations_of_four_are_equally_likely() -> None:
+    rows = ImageOrder(4, 5)(np.arange(4 * 24_000)).reshape(-1, 4)
+    seen = np.unique(rows @ [64, 16, 4, 1], return_counts=True)[1]
+    assert len(seen) == 24 and stats.chisquare(seen).pvalue > 1e-4
+
+
+def test_neighbours_are_scattered() -> None:
+    n = 10_007
+    rows = ImageOrder(n, 2)(np.arange(n)).astype(float)
+    for lag in (1, 2, 3, 101):  # 101 is the side of the Feistel network's square
+        assert abs(np.corrcoef(rows[:-lag], rows[lag:])[0, 1]) < 4 / np.sqrt(n)
+    assert abs(np.corrcoef(rows, np.arange(n))[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_memory_does_not_depend_on_n() -> None:
+    positions = np.arange(100) + 10**13
+    ImageOrder(10, 0)(positions)
+    tracemalloc.start()
+    rows = ImageOrder(10**12, 0)(positions)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000 and len(set(rows.tolist())) == 100
+
+
+def test_mistakes_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="an order of 0 images"):
+        ImageOrder(0, 0)
+    with pytest.raises(ValueError, match="positions are counted from 0"):
+        ImageOrder(3, 0)(np.array([-1]))
+
+
+def test_mix_is_splitmix64() -> None:
+    """The published generator started at 0: mix(k * golden)."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    first = mix(np.array([1, 2, 3], np.uint64) * golden)
+    assert [int(value) for value in first] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+@given(seed=st.integers(-(2**70), 2**70), value=st.integers(0, 2**63 - 1))
+def test_keyed_takes_any_seed(seed: int, value: int) -> None:
+    assert keyed(seed, np.array([value])) == keyed(seed + 2**64, np.array([value]))
+    assert keyed(seed, np.array([value])) != keyed(seed + 1, np.array([value]))
