@@ -37,6 +37,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "twofold needs Python 3.11 or newer; '$(PYTHON)' is not that. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV); the first time this downloads about 1.5 GB (PyTorch) and takes a few minutes"
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV); the first time this takes a few minutes (PyTorch is large)"
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -41,7 +41,8 @@ class TinyNet(nn.Module):
         self.enter, self.middle = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
         self.leave, self.out = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Conv2d(4, 2, 3, padding=1)
         self.unused = nn.Identity()
-        self.layers = {"enc.0": Layer(self.enter, 4, 1), "mid": Layer(self.middle, 4, 2), "dec.0": Layer(self.leave, 4, 1)}
+        self.layers = {"enc.0": Layer(self.enter, 4, 1), "mid": Layer(self.middle, 4, 2)}
+        self.layers["dec.0"] = Layer(self.leave, 4, 1)
         self.seen: list[tuple[Tensor, Tensor, torch.dtype]] = []
 
     def encode(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Tensor] | None = None) -> State:
@@ -121,8 +122,16 @@ def test_features_are_bit_equal_to_the_full_pass_and_stop_early(name: str, wante
     x, sigma = inputs(denoiser)
     full: dict[str, Tensor] = {}
     ran: list[str] = []
-    for key, layer in denoiser.layers.items():
-        layer.module.register_forward_hook(lambda m, a, y, key=key: (full.setdefault(key, y), ran.append(key)) and None)
+
+    def watch(key: str) -> None:
+        def hook(module: nn.Module, arguments: object, output: Tensor) -> None:
+            full.setdefault(key, output)
+            ran.append(key)
+
+        denoiser.layers[key].module.register_forward_hook(hook)
+
+    for key in denoiser.layers:
+        watch(key)
     denoiser.denoise(x, sigma)
     ran.clear()
     found = denoiser.features(x, sigma, wanted)
@@ -148,11 +157,11 @@ def test_features_leave_no_hooks_behind_even_when_the_network_fails() -> None:
 def test_unknown_layers_are_named_with_what_there_is() -> None:
     denoiser = make()
     x, sigma = inputs(denoiser)
-    with pytest.raises(UserError, match="layers: 'enc.O': no such layer; did you mean 'enc.0'\\?"):
+    with pytest.raises(UserError, match=r"layers: 'enc\.O': no such layer; did you mean 'enc\.0'\?"):
         denoiser.features(x, sigma, ["enc.O"])
-    with pytest.raises(UserError, match="no such layer; valid: enc.0, mid, dec.0"):
+    with pytest.raises(UserError, match=r"no such layer; valid: enc\.0, mid, dec\.0"):
         denoiser.features(x, sigma, ["block7"])
-    with pytest.raises(UserError, match="no layer was asked for; valid: enc.0"):
+    with pytest.raises(UserError, match=r"no layer was asked for; valid: enc\.0"):
         denoiser.features(x, sigma, [])
     assert not denoiser.network.seen  # before any computation
 

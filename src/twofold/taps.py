@@ -43,9 +43,7 @@ def check_layers(names: Iterable[str], layers: Mapping[str, Layer]) -> list[str]
     return [name for name in layers if name in wanted]
 
 
-def read(
-    run: Callable[[], object], layers: Mapping[str, Layer], names: Iterable[str]
-) -> dict[str, Tensor]:
+def read(run: Callable[[], object], layers: Mapping[str, Layer], names: Iterable[str]) -> dict[str, Tensor]:
     """Calls `run()` and returns {name: (B, D, h, w)} of the wanted layers, in order of execution.
 
     Nothing after the deepest wanted layer runs, and what did run is bit-equal to the full pass.

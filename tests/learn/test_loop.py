@@ -52,7 +52,8 @@ def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.learn.test_loop import no_dropout\nfrom twofold.learn import train\nimport twofold.learn.loop as loop\n"
+        "from tests.learn.test_loop import no_dropout\nfrom twofold.learn import train\n"
+        "import twofold.learn.loop as loop\n"
         "import torch\n"
         "made = []\n"
         "first = loop.Trainer.__init__\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_learning_rate() -> None:
     flat = LoopSettings(lr=1.0, warmup_images=100, batch_size=10, n_images=1000)
     rates = [learning_rate(flat, n) for n in range(0, 1000, 10)]
     assert rates[0] == pytest.approx(10 / 110) and rates[10:] == [1.0] * 90
-    assert all(b > a for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(b > a for a, b in pairwise(rates[:11]))
     cosine = LoopSettings(lr=1.0, schedule="cosine", batch_size=10, n_images=1000)
     assert learning_rate(cosine, 500) == pytest.approx(0.5) and learning_rate(cosine, 1000) == pytest.approx(0.0)
 
@@ -87,7 +89,7 @@ def test_optimizer_state_round_trip_keeps_memory_format() -> None:
 class Exact(nn.Module):
     """A network that returns exactly what the objective wants, told the clean image beforehand."""
 
-    layers: dict = {}
+    layers: ClassVar[dict] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ def test_arrays_that_are_no_statistics_are_refused(broken: dict[str, np.ndarray]
 def test_diagonal_case_is_analytic(variances: np.ndarray, means: np.ndarray) -> None:
     a, b = (exactly(m, np.diag(v)) for m, v in zip(means, variances, strict=True))
     expected = ((means[0] - means[1]) ** 2).sum() + ((variances[0] ** 0.5 - variances[1] ** 0.5) ** 2).sum()
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8, abs=1e-12 * variances.sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7, abs=1e-12 * variances.sum())
 
 
 def test_one_dimension() -> None:
@@ -143,7 +143,7 @@ def test_symmetric_not_negative_and_zero_for_equals(n: int, m: int, dims: int, s
     a, b = Gaussian.of(correlated(n, dims, seed)), Gaussian.of(correlated(m, dims, seed + 1))
     size = np.trace(a.covariance + b.covariance)
     assert frechet_distance(a, b) >= 0
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-8, abs=1e-12 * size)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=2e-7, abs=1e-12 * size)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * size)
 
 
@@ -176,6 +176,18 @@ def test_dead_and_repeated_pixels_do_not_leak_rounding() -> None:
     assert cross_free == pytest.approx(compact, rel=1e-9)
 
 
+@pytest.mark.parametrize("decay", [0.5, 1, 2, 3, 6])
+def test_decaying_spectra_of_nearly_equal_sets(decay: float) -> None:
+    """As of natural images: eigenvalues over many decades, and a distance that is a small part of the variance."""
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.standard_normal((60, 60)))[0] / np.arange(1, 61)[:, None] ** decay
+    x, y = (random.standard_normal((300, 60)) @ rotation + shift for shift in (0, 1e-3))
+    cx, cy = (x - x.mean(0)) / 299**0.5, (y - y.mean(0)) / 299**0.5
+    cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (cx**2).sum() + (cy**2).sum() - 2 * cross
+    assert frechet_distance(Gaussian.of(x), Gaussian.of(y)) == pytest.approx(expected, rel=1e-7)
+
+
 def test_images_that_are_all_the_same() -> None:
     constant, x = Gaussian.of(np.ones((9, 4))), Gaussian.of(correlated(50, 4, 0))
     assert frechet_distance(constant, constant) == 0
@@ -190,7 +202,7 @@ def test_features_of_very_different_scale() -> None:
     cx, cy = (x - x.mean(0)) * scale / 99**0.5, (y - y.mean(0)) * scale / 99**0.5
     cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
     expected = ((a.mean - b.mean) ** 2).sum() + (cx**2).sum() + (cy**2).sum() - 2 * cross
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
 
 
 # -- mistakes -----------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def compare(
     from ..run import load
 
     chosen = encoder(settings.encoder)
-    judge_model = load(settings.classifier, device=device) if settings.classifier else None
+    judge_model: Any = load(settings.classifier, device=device) if settings.classifier else None
     say("measuring ...", quiet)
     target = reference(store, settings.split, chosen)
     train, held_out = _bounded(store, "train"), _bounded(store, "test")

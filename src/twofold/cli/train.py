@@ -96,7 +96,8 @@ def dry_run(settings: TrainSettings, device: str | None) -> int:
 
     data = settings.data
     if data.size and data.channels and settings.network.classes is not None:
-        shape, classes = (data.channels, *data.size), [""] * (settings.network.classes or 0)
+        shape: tuple[int, int, int] = (data.channels, *data.size)
+        classes = [""] * (settings.network.classes or 0)
     else:
         store = open_store(data)
         shape, classes = store.shape, store.classes

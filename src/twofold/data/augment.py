@@ -23,7 +23,8 @@ carried out once, at twice the resolution, so that it neither blurs nor aliases:
     u[m] = sqrt(2) sum_k x[k] h[m - 2k]    warp u bilinearly    x'[k] = 1/sqrt(2) sum_m u'[m] h[m - 2k]
 
 h is the sym6 wavelet's low-pass filter (Daubechies 1992, section 8.1), 12 taps. It is orthogonal to its own even
-shifts, so with no warp x' = x exactly. Beyond its edges an image goes on as its mirror image, as far as needed.
+shifts, so with no warp x' = x exactly. Beyond its edges an image goes on as its mirror image: half its size is added
+on each side (whatever the batch holds), and the few positions still further out are mirrored back.
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ SYM6 = (
 )  # fmt: skip
 TAPS = len(SYM6)
 CENTRE = sum(n * h for n, h in enumerate(SYM6)) / sum(SYM6)  # u[m] stands at pixel (m - CENTRE) / 2
-MARGIN = TAPS // 2  # mirrored pixels added on each side, so that the filter is whole wherever it is read
-FIRST = -2  # the index m of the first u that MARGIN pixels give
+REACH = TAPS // 4  # pixels on either side that u at a place is made of
 
 
 def flip(images: Tensor, u: Tensor) -> Tensor:
@@ -88,9 +88,8 @@ def warp(x0: Tensor, to_input: Tensor) -> Tensor:
     fine = _upsample(_upsample(_mirror(x0.to(dtype))).mT).mT
     x, y = _fine_positions(width), _fine_positions(height)
     output = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x)), torch.ones(len(y), len(x))], -1)
-    grid = output.to(x0.device, dtype) @ to_input.to(x0.device, dtype, non_blocking=True).mT[:, None]
-    sizes = torch.tensor([width, height], device=x0.device, dtype=dtype)
-    grid = _fine_index(grid, sizes) * (2 / (2 * sizes + 2 * MARGIN + 1)) - 1  # grid_sample's -1..1, ends included
+    position = output.to(x0.device, dtype) @ to_input.to(x0.device, dtype, non_blocking=True).mT[:, None]
+    grid = torch.stack([_grid(position[..., 0], width), _grid(position[..., 1], height)], dim=-1)
     warped = F.grid_sample(fine, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return _downsample(_downsample(warped).mT).mT.clamp(-1, 1).to(x0.dtype)
 
@@ -144,23 +143,28 @@ def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(chosen.to(no.device, non_blocking=True).view(-1, 1, 1, 1), yes, no)
 
 
-def _fold(position: Tensor, size: Tensor | int) -> Tensor:
+def _margin(size: int) -> int:
+    """Mirrored pixels added on each side."""
+    return size // 2 + 2 * REACH
+
+
+def _fold(position: Tensor, size: int) -> Tensor:
     """Mirrors positions into 0..size-1 about the centres of the first and the last pixel."""
-    last = torch.as_tensor(size, device=position.device) - 1
-    return last - (position.remainder(2 * last.clamp(min=0.5)) - last).abs()
+    last = size - 1
+    return last - (position.remainder(max(2 * last, 1)) - last).abs()
 
 
 def _mirror(x0: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H + 2 MARGIN, W + 2 MARGIN); any size, even 1."""
+    """(B, C, H, W) with its margins."""
     for dim in (-2, -1):
         size = x0.shape[dim]
-        index = _fold(torch.arange(-MARGIN, size + MARGIN, device=x0.device), size)
-        x0 = x0.index_select(dim, index.round().long())
+        index = torch.arange(-_margin(size), size + _margin(size), device=x0.device)
+        x0 = x0.index_select(dim, _fold(index, size))
     return x0
 
 
 def _upsample(x: Tensor) -> Tensor:
-    """Last axis n + 2 MARGIN -> 2n + 14: u[FIRST], u[FIRST + 1], ... of the module's text, on a mirrored x."""
+    """u of the module's text along the last axis, n -> 2 n - 10: all of it that n pixels determine."""
     half, n = TAPS // 2, x.shape[-1] - TAPS // 2 + 1
     phases = [
         sum(math.sqrt(2) * SYM6[2 * i + phase] * x[..., half - 1 - i : half - 1 - i + n] for i in range(half))
@@ -170,18 +174,21 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 def _downsample(x: Tensor) -> Tensor:
-    """Last axis 2n + 10 -> n: x' of the module's text."""
+    """x' of the module's text along the last axis, 2 n + 10 -> n."""
     n = (x.shape[-1] - TAPS) // 2 + 1
     return sum(SYM6[i] / math.sqrt(2) * x[..., i : i + 2 * n - 1 : 2] for i in range(TAPS))  # type: ignore[return-value]
 
 
 def _fine_positions(size: int) -> Tensor:
-    """Pixels from the centre of the u'[0], ..., u'[2 size + 9] that `size` pixels are made of; float64."""
+    """Pixels from the centre of u'[0], ..., u'[2 size + 9], which `size` pixels are made of; float64."""
     return (torch.arange(2 * size + TAPS - 2, dtype=torch.float64) - CENTRE) / 2 - (size - 1) / 2
 
 
-def _fine_index(position: Tensor, sizes: Tensor) -> Tensor:
-    """Where in the upsampled array a position (pixels from the centre) lies; beyond the margin it is mirrored."""
-    pixel = position + (sizes - 1) / 2
-    inside = (pixel >= -MARGIN / 2) & (pixel <= sizes - 1 + MARGIN / 2)
-    return 2 * torch.where(inside, pixel, _fold(pixel, sizes)) + CENTRE - FIRST
+def _grid(position: Tensor, size: int) -> Tensor:
+    """Pixels from the centre -> grid_sample's coordinate of that place in u, whose ends are -1 and 1."""
+    margin = _margin(size)
+    pixel = position + (size - 1) / 2
+    beyond = margin - REACH
+    pixel = torch.where((pixel < -beyond) | (pixel > size - 1 + beyond), _fold(pixel, size), pixel)
+    first, count = TAPS - 2 - 2 * margin, 2 * (size + 2 * margin) - TAPS + 2  # of u[first], u[first + 1], ...
+    return (2 * pixel + CENTRE - first) * (2 / (count - 1)) - 1

@@ -33,7 +33,9 @@ def micro_batch(settings: LoopSettings, world: int) -> int:
     share = settings.batch_size // world
     size = min(settings.micro_batch or share, share)
     if share % size:
-        raise UserError(f"train.micro_batch={size}", f"does not divide the {share} images each process trains on per step")
+        raise UserError(
+            f"train.micro_batch={size}", f"does not divide the {share} images each process trains on per step"
+        )
     return size
 
 

@@ -26,7 +26,11 @@ class Estimate:
 
 
 def estimate(
-    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], world: int = 1, flops_per_second: float = 0
+    settings: TrainSettings,
+    shape: tuple[int, int, int],
+    classes: list[str],
+    world: int = 1,
+    flops_per_second: float = 0,
 ) -> Estimate:
     """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations."""
     with torch.device("meta"):
@@ -60,7 +64,8 @@ def _forward_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int,
 
 def measure_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:
     """Sustained FLOP/s of a convolution like those of the networks, in about `seconds`."""
-    layer = nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     flops = 2 * 16 * 32 * 32 * 128 * 128 * 9
     done, start = 0, time.perf_counter()

@@ -96,14 +96,14 @@ class Trainer:
         torch.manual_seed(loop.seed)
         model = build(settings, self.store.shape, self.store.classes).to(self.device)
         if loop.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.objective: Objective = objective(model, settings.objective).train()
         state, damaged = newest_state(self.run.path / "state")
         yield from map(Note, damaged)
         yield from self._set_environment(state)
         if loop.compile:
-            model.compile_network()  # type: ignore[union-attr]
+            model.compile_network()  # type: ignore[union-attr, operator]
         self.wrapped: nn.Module = self.objective
         if self.world > 1:  # before anything holds on to the weights' storage, which this may replace
             self.wrapped = self.accelerator.prepare_model(self.objective)
@@ -123,13 +123,19 @@ class Trainer:
             self.run.log_file.unlink(missing_ok=True)
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
-        chosen, loop = self.loop.precision, self.loop
+        loop = self.loop
+        chosen: str = loop.precision
         stored = state.facts["environment"] if state else None
         if chosen == "auto":
             chosen = stored["precision"] if stored else precision.choose(self.model, self.model.shape, self.device)
             chosen = gather_object([chosen])[0] if self.world > 1 else chosen  # one answer for all ranks
         now = Environment(
-            chosen, micro_batch(loop, self.world), self.world, torch.get_num_threads(), self.device.type, torch.__version__
+            chosen,
+            micro_batch(loop, self.world),
+            self.world,
+            torch.get_num_threads(),
+            self.device.type,
+            torch.__version__,
         )
         if stored:
             now, changed = reconcile(stored, now)
@@ -246,7 +252,8 @@ class Trainer:
 
     def _measure(self, validate: bool, preview: bool) -> Iterator[Event]:
         count = self.settings.validation.samples if validate and self.objective.needs_noise else 0
-        images, labels = None, []
+        images: Tensor | None = None
+        labels: list[int] = []
         if count or preview:
             images, labels = self.validation.samples(self.objective, max(count, PREVIEWS if preview else 0))
         if validate:

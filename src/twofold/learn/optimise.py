@@ -30,7 +30,7 @@ def learning_rate(settings: LoopSettings, n_images: int) -> float:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state by parameter name: {"<parameter>/<entry>": tensor}."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     return {
         f"{names[parameter]}/{entry}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()

@@ -32,7 +32,7 @@ def has_bf16() -> bool:
 
 def _time(model: nn.Module, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype | None) -> float:
     x = torch.zeros(16, *shape, device=device)
-    network = model.network
+    network: nn.Module = model.network  # type: ignore[assignment]
     c_noise = torch.zeros(16, device=device)
     best = float("inf")
     for _ in range(4):  # the first call also sets up kernels; the best of the others counts

@@ -36,8 +36,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains a run in the folder `out`, or continues it, and returns its result (also in result.json).
 
-    settings: what to train; `network.classes=null` is filled in from the data. device: cpu, cuda, ...; default: the best.
-    show: called with every event of the loop. packing: called with (done, total) while the data is packed.
+    settings: what to train; `network.classes=null` is filled in from the data. device: cpu, cuda, ...; default: the
+    best. show: called with every event of the loop. packing: called with (done, total) while the data is packed.
     A finished run is not trained again. Raises `UserError` for what the user can mend; KeyboardInterrupt after
     Ctrl-C or SIGTERM, when the state has been saved: the same call continues there.
     """

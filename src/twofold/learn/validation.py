@@ -66,9 +66,7 @@ class Validation:
             losses = objective(batch).double()
             total[0] += losses.sum().cpu()
             total[1] += objective.counted(batch.label)
-            if not objective.needs_noise:
-                logits = objective.classifier(objective.classifier.codec.encode(batch.images))  # type: ignore[union-attr]
-                total[2] += (logits.argmax(1) == batch.label).sum().cpu()
+            total[2] += objective.correct(batch) or 0
         return total
 
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:
@@ -84,7 +82,8 @@ class Validation:
 
     def samples(self, objective: Objective, count: int) -> tuple[Tensor, list[int]]:
         """This rank's share of images of seeds 0..count-1, uint8, with their labels."""
-        denoiser = objective.denoiser  # type: ignore[union-attr]
+        denoiser = objective.denoiser
+        assert denoiser is not None
         seeds = range(count)[self.rank :: self.world]
         labels = labels_for(range(count), denoiser.classes)
         mine = None if labels is None else labels[self.rank :: self.world]

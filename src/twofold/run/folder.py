@@ -1,10 +1,10 @@
 """A run folder: the settings that made it, its weights, its log and its result.
 
-    settings.yaml      complete and resolved; running it again reproduces the run
-    model.safetensors  averaged weights, the newest; snapshots/ holds the kept ones and the best per metric
-    state/             what resuming needs          log.jsonl   one line per log interval
-    result.json        written at the end           previews/   uint8 arrays of preview images
-    samples/ figures/ evaluations/ report.html
+settings.yaml      complete and resolved; running it again reproduces the run
+model.safetensors  averaged weights, the newest; snapshots/ holds the kept ones and the best per metric
+state/             what resuming needs          log.jsonl   one line per log interval
+result.json        written at the end           previews/   uint8 arrays of preview images
+samples/ figures/ evaluations/ report.html
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(str(self.path), "another process is training in this folder", "wait for it or stop it") from None
+            raise UserError(
+                str(self.path), "another process is training in this folder", "wait for it or stop it"
+            ) from None
         try:
             yield
         finally:

@@ -34,7 +34,9 @@ def load(
     if (path / "model.safetensors").is_file():
         return load_model(path / "model.safetensors", device)
     if path.exists():
-        raise UserError(str(source), "holds neither a run nor a diffusers model", "give a run folder or a .safetensors file")
+        raise UserError(
+            str(source), "holds neither a run nor a diffusers model", "give a run folder or a .safetensors file"
+        )
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~", "runs/")):
         return load(_download(str(source)), at, device)
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []

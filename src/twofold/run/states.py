@@ -50,7 +50,7 @@ def save_state(folder: Path, state: State, keep: int) -> None:
 
 def newest_state(folder: Path) -> tuple[State | None, list[str]]:
     """The newest undamaged state (None if there is none), and a line for every damaged one that was passed over."""
-    damaged = []
+    damaged: list[str] = []
     for path in reversed(_states(folder)):
         try:
             facts = json.loads((path / FACTS).read_text())

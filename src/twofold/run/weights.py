@@ -22,7 +22,9 @@ from ..settings.train import TrainSettings
 FORMAT = "1"
 
 
-def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]) -> NetworkDenoiser | NetworkClassifier:
+def build(
+    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]
+) -> NetworkDenoiser | NetworkClassifier:
     """The model these settings describe, freshly initialised, for images of this shape and these class names."""
     network = networks.build(settings.network, shape, len(classes))
     if settings.objective.kind == "supervised":
@@ -39,9 +41,7 @@ def save_model(
     n_images: int,
 ) -> None:
     """Writes weights (EMA as a rule) with everything that is needed to use them, atomically."""
-    table = [
-        {"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()
-    ]
+    table = [{"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()]
     metadata = {
         "format": FORMAT,
         "settings": settings.model_dump_json(),
@@ -61,7 +61,9 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
             metadata: dict[str, Any] = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(str(path), f"not a readable safetensors file ({error})", "train again or copy it anew") from None
+        raise UserError(
+            str(path), f"not a readable safetensors file ({error})", "train again or copy it anew"
+        ) from None
     if metadata.get("format") != FORMAT:
         raise UserError(str(path), "holds weights, but not a twofold model", "pass a run folder or a model.safetensors")
     settings = TrainSettings.model_validate_json(metadata["settings"])
@@ -72,7 +74,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
     model.network.load_state_dict(weights, assign=True)
     model.to(device)
     if settings.train.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 
@@ -82,7 +84,9 @@ def check_weights(where: str, module: nn.Module, weights: dict[str, Tensor]) -> 
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
     if missing or surplus:
-        raise UserError(where, f"missing weights {missing[:3]}, surplus weights {surplus[:3]}", "not this network's file")
+        raise UserError(
+            where, f"missing weights {missing[:3]}, surplus weights {surplus[:3]}", "not this network's file"
+        )
     for name, value in weights.items():
         if value.shape != expected[name].shape:
             has, needs = tuple(value.shape), tuple(expected[name].shape)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ...settings.train import ObjectiveSettings
+from .base import Objective
 from .denoising import DenoisingObjective
 from .supervised import SupervisedObjective
 
 OBJECTIVES: dict[str, Any] = {"denoising": DenoisingObjective, "supervised": SupervisedObjective}
 
-Objective = DenoisingObjective | SupervisedObjective
+__all__ = ["OBJECTIVES", "Objective", "objective"]
 
 
 def objective(model: Any, settings: ObjectiveSettings) -> Objective:

@@ -4,36 +4,30 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import noise as theory
 from ...data.augment import AUGMENT_DRAWS, augment
 from ...denoiser import NetworkDenoiser
 from ...settings.train import Denoising
 from ..batches import U_AUGMENT, U_LABEL, U_SIGMA, Batch
+from .base import Objective
 
 
-class DenoisingObjective(nn.Module):
-    """forward(batch) -> loss per image (B,), float32. Holds every trainable call, so DDP sees it."""
+class DenoisingObjective(Objective):
+    """forward(batch) -> weighted squared error of F, mean over pixels, per image (B,)."""
 
     needs_noise = True
 
     def __init__(self, denoiser: NetworkDenoiser, settings: Denoising) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser: NetworkDenoiser = denoiser
+        self.network = denoiser.network
         self.settings = settings
-
-    @property
-    def network(self) -> nn.Module:
-        return self.denoiser.network
-
-    @property
-    def uniforms(self) -> int:
-        """Uniform numbers an image needs."""
-        return U_AUGMENT + (AUGMENT_DRAWS if self.settings.augment_probability else 0)
+        self.uniforms = U_AUGMENT + (AUGMENT_DRAWS if settings.augment_probability else 0)
 
     def counted(self, label: Tensor) -> int:
-        """Images of a batch with these labels that count in its mean loss: all."""
+        """All of them: an image without a label is still an image."""
         return len(label)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ...recognize.classifier import NetworkClassifier
 from ...settings.train import Supervised
 from ..batches import U_AUGMENT, Batch
+from .base import Objective
 
 
-class SupervisedObjective(nn.Module):
+class SupervisedObjective(Objective):
     """forward(batch) -> loss per image (B,), 0 where the label is -1."""
 
     needs_noise = False
@@ -19,20 +20,17 @@ class SupervisedObjective(nn.Module):
     def __init__(self, classifier: NetworkClassifier, settings: Supervised) -> None:
         super().__init__()
         self.classifier = classifier
+        self.network = classifier.network
         self.settings = settings
-
-    @property
-    def network(self) -> nn.Module:
-        return self.classifier.network
-
-    @property
-    def uniforms(self) -> int:
-        """Uniform numbers an image needs: two more for its shift."""
-        return U_AUGMENT + 2
+        self.uniforms = U_AUGMENT + 2  # two for its shift
 
     def counted(self, label: Tensor) -> int:
-        """Labelled images of a batch."""
+        """The labelled ones."""
         return int((label >= 0).sum())
+
+    def correct(self, batch: Batch) -> int:
+        logits = self.classifier(self.classifier.codec.encode(batch.images))
+        return int((logits.argmax(1) == batch.label).sum())
 
     def forward(self, batch: Batch) -> Tensor:
         x0 = self.classifier.codec.encode(batch.images)
