@@ -124,6 +124,13 @@ def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     assert (found.n_images, found.metrics) == (5000, {"loss": 0.125})
 
 
+def test_a_state_saved_after_the_last_log_row_counts(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", None, row("train", 100))
+    for name in ("000000000300", ".000000000400.9.tmp"):  # the second was never finished
+        (path / "state" / name).mkdir(parents=True)
+    assert runs.Record.read(path).n_images == 300
+
+
 def test_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["runs"]) == 0

@@ -16,9 +16,22 @@ from torch import Tensor
 from twofold.data.augment import AUGMENT_DRAWS, AUGMENT_LABELS, CENTRE, SYM6, augment, flip, warp
 
 # columns of u, in the order of the table in twofold.data.augment
-MIRROR, UPEND_ON, UPEND, SCALE_ON, SCALE, TURN_ON, TURN, STRETCH_ON, STRETCH, ALONG, ALONG_ON, MOVE_ON, MOVE_X, MOVE_Y = (
-    range(14)
-)
+(
+    MIRROR,
+    UPEND_ON,
+    UPEND,
+    SCALE_ON,
+    SCALE,
+    TURN_ON,
+    TURN,
+    STRETCH_ON,
+    STRETCH,
+    ALONG,
+    ALONG_ON,
+    MOVE_ON,
+    MOVE_X,
+    MOVE_Y,
+) = range(14)
 ON, OFF = 0.0, 0.999
 
 
@@ -53,10 +66,16 @@ def reference(x0: Tensor, to_input: np.ndarray) -> np.ndarray:
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     matrix = to_input[::-1, 1::-1]  # x, y -> rows, columns
     offset = centre + to_input[::-1, 2] - matrix @ centre
-    out = [
-        [ndimage.affine_transform(c, matrix, offset, order=3, mode="mirror") for c in image] for image in x0.numpy()
-    ]
+    out = [[ndimage.affine_transform(c, matrix, offset, order=3, mode="mirror") for c in image] for image in x0.numpy()]
     return np.array(out)
+
+
+def assert_near(out: Tensor, expected: np.ndarray, inner: float = 0.01, edge: float = 0.06) -> None:
+    """Near everywhere; nearer where the filter does not see the kink between an image and its mirror image."""
+    away = np.abs(out.numpy() - expected)
+    assert away.max() < edge
+    assert away[..., 6:-6, 6:-6].max() < inner
+    assert np.abs(expected).max() > 0.3  # or nothing would have been compared
 
 
 def rotation(a: float) -> np.ndarray:
@@ -137,31 +156,30 @@ def test_flips_are_exact() -> None:
         assert labels[0].tolist() == [*label, 0, 0, 0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, 1), (-3, 2), (5, -7), (16, 0)])
-def test_whole_pixel_translations(dx: int, dy: int) -> None:
+@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, 1), (-3, 2), (5, -7), (16, 0), (-15, 14)])
+def test_whole_pixel_translations_are_exact(dx: int, dy: int) -> None:
     x0 = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1
-    out, labels = augment(
-        x0, draws(MOVE_ON=ON, MOVE_X=normal(dx * 8 / 32), MOVE_Y=normal(dy * 8 / 32)), 0.5
-    )
+    out, labels = augment(x0, draws(MOVE_ON=ON, MOVE_X=normal(dx / 4), MOVE_Y=normal(dy / 4)), 0.5)
     mirrored = np.pad(x0.numpy(), ((0, 0), (0, 0), (31, 31), (31, 31)), mode="reflect")
-    expected = mirrored[..., 31 - dy : 63 - dy, 31 - dx : 63 - dx]  # right and down
-    inner = np.s_[..., 6:-6, 6:-6]  # next to an edge the filter sees its mirror image
-    moved_in = np.abs(expected - out.numpy())
-    x, y = np.arange(32)[None], np.arange(32)[:, None]
-    inside = (np.abs(x - dx - 15.5) < 15.6) & (np.abs(y - dy - 15.5) < 15.6)
-    assert moved_in[..., inside].max() < 1e-6
-    assert (moved_in[inner] < 0.6).all()
+    np.testing.assert_allclose(out, mirrored[..., 31 - dy : 63 - dy, 31 - dx : 63 - dx], atol=1e-7)  # right and down
     np.testing.assert_allclose(labels, [[0] * 7 + [dx / 4, dy / 4]], atol=1e-6)
+
+
+@pytest.mark.parametrize(("wx", "wy"), [(5.0, 0.0), (-4.5, 5.5)])
+def test_far_translations_go_on_in_the_mirror(wx: float, wy: float) -> None:
+    x0 = smooth(24, 32)
+    out, _ = augment(x0, draws(MOVE_ON=ON, MOVE_X=normal(wx), MOVE_Y=normal(wy)), 0.5)
+    assert_near(out, reference(x0, np.array([[1, 0, -4 * wx], [0, 1, -3 * wy]])), inner=0.06)
 
 
 def test_quarter_turns_of_a_smooth_image() -> None:
     x0 = smooth()
     for turns in (-1, 1):
         out, labels = augment(x0, draws(TURN_ON=ON, TURN=angle(turns * math.pi / 2)), 0.5)
-        assert (out - x0.rot90(turns, (2, 3))).abs().max() < 0.02  # counter-clockwise
+        assert_near(out, x0.rot90(turns, (2, 3)).numpy())  # counter-clockwise
         np.testing.assert_allclose(labels, [[0, 0, 0, -1, turns, 0, 0, 0, 0]], atol=1e-6)
     half, _ = augment(x0, draws(TURN_ON=ON, TURN=angle(math.pi)), 0.5)
-    assert (half - x0.flip(-1, -2)).abs().max() < 0.02
+    assert_near(half, x0.flip(-1, -2).numpy())
 
 
 @pytest.mark.parametrize("w", [-1.5, -0.4, 0.7, 2.0])
@@ -169,7 +187,7 @@ def test_isotropic_scale(w: float) -> None:
     x0 = smooth(24, 40)
     out, labels = augment(x0, draws(SCALE_ON=ON, SCALE=normal(w)), 0.5)
     factor = 2 ** (0.2 * w)
-    assert np.abs(out.numpy() - reference(x0, np.array([[1 / factor, 0, 0], [0, 1 / factor, 0]]))).max() < 0.03
+    assert_near(out, reference(x0, np.array([[1 / factor, 0, 0], [0, 1 / factor, 0]])))
     np.testing.assert_allclose(labels, [[0, 0, w, 0, 0, 0, 0, 0, 0]], atol=1e-6)
 
 
@@ -180,7 +198,7 @@ def test_anisotropic_scale(w: float, r: float) -> None:
     out, labels = augment(x0, draws(**chosen), 0.5)
     s = 2 ** (0.2 * w)
     matrix = rotation(-r) @ np.diag([1 / s, s]) @ rotation(r)
-    assert np.abs(out.numpy() - reference(x0, np.c_[matrix, [0, 0]])).max() < 0.03
+    assert_near(out, reference(x0, np.c_[matrix, [0, 0]]))
     np.testing.assert_allclose(labels, [[0, 0, 0, 0, 0, w * math.cos(r), w * math.sin(r), 0, 0]], atol=1e-6)
 
 
@@ -204,7 +222,7 @@ def test_all_together_in_the_stated_order() -> None:
     linear = 2 ** (-0.2 * scale) * rotation(turn) @ rotation(-r) @ np.diag([1 / s, s]) @ rotation(r)
     shift = np.array([34 * wx / 8, 30 * wy / 8])
     expected = reference(x0.flip(-1), np.c_[linear, -linear @ shift])
-    assert np.abs(out.numpy() - expected).max() < 0.03
+    assert_near(out, expected)
     expected_label = [1, 0, scale, math.cos(turn) - 1, math.sin(turn), w * math.cos(r), w * math.sin(r), wx, wy]
     np.testing.assert_allclose(labels, [expected_label], atol=1e-6)
 
@@ -213,7 +231,9 @@ def test_all_together_in_the_stated_order() -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (5, 40), (2, 3), (1, 1), (64, 48)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-3), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 5e-3)]
+)
 def test_the_identity_reproduces_its_input(shape: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     x0 = (torch.rand(2, 3, *shape) * 2 - 1).to(dtype)
     identity = torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.float64).expand(2, 2, 3)
@@ -286,7 +306,9 @@ def test_mistakes_of_the_caller() -> None:
         augment(x0, draws(2), 1.5)
 
 
-@pytest.mark.parametrize("make", [lambda: torch.randint(0, 256, (4, 3, 2, 5), dtype=torch.uint8), lambda: torch.rand(4, 1, 2, 2)])
+@pytest.mark.parametrize(
+    "make", [lambda: torch.randint(0, 256, (4, 3, 2, 5), dtype=torch.uint8), lambda: torch.rand(4, 1, 2, 2)]
+)
 def test_flip(make: Callable[[], Tensor]) -> None:
     images = make()
     out = flip(images, torch.tensor([0.1, 0.5, 0.49, 0.9]))

@@ -69,7 +69,7 @@ def test_grey_with_alpha_stays_grey() -> None:
 
 
 def test_transparent_palette_entry() -> None:
-    image = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+    image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 200, 100, 50])
     got = decode(encoded(image, transparency=0), settings())
     np.testing.assert_array_equal(got, [[[255, 255, 255], [200, 100, 50]]])
@@ -87,7 +87,9 @@ def test_sixteen_bit_pgm_and_big_endian_tiff() -> None:
     entries = [(256, 4, 3), (257, 4, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 6)]
     ifd = struct.pack(">H", len(entries))
     for tag, kind, value in entries:
-        ifd += struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        ifd += struct.pack(">HHI", tag, kind, 1) + (
+            struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
+        )
     tiff = b"MM\0*" + struct.pack(">I", 14) + values.tobytes() + ifd + struct.pack(">I", 0)
     np.testing.assert_array_equal(decode(tiff, settings()), [[0, 1, 255]])
 

@@ -25,9 +25,9 @@ SETTINGS = DataSettings(source="org/name")
 class Response:
     """What the client's errors want to see of an answer."""
 
-    headers: dict[str, str] = {}
-    request = None
-    status_code = 404
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+        self.request, self.status_code = None, 404
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_any_position_can_be_asked_for_on_its_own(n: int, seed: int, positions: 
     together = order(np.array(positions))
     alone = [int(order(np.array(position))) for position in positions]
     assert together.tolist() == alone
-    assert 0 <= together.min() and together.max() < n
+    assert together.min() >= 0 and together.max() < n
 
 
 def test_shape_is_kept_and_nothing_is_asked_of_nothing() -> None:

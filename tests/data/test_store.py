@@ -237,7 +237,7 @@ def test_a_damaged_or_unwritable_split_file_is_made_again(put: Put, monkeypatch:
     assert not file.exists() and not list(file.parent.glob(".split*"))
 
 
-# -- whole or not at all ------------------------------------------------------------------------------------------------
+# -- whole or not at all ----------------------------------------------------------------------------------------------
 
 PACK = """
 import os, signal, sys
@@ -354,7 +354,7 @@ def test_memory_does_not_grow_with_the_data(put: Put, monkeypatch: pytest.Monkey
     assert peak < 2 * ahead * image < n * image
 
 
-# -- what is said -------------------------------------------------------------------------------------------------------
+# -- what is said -----------------------------------------------------------------------------------------------------
 
 
 def test_images_of_different_sizes(put: Put) -> None:
@@ -434,6 +434,16 @@ def test_a_disk_that_fills_up(put: Put, monkeypatch: pytest.MonkeyPatch, code: i
     assert left_behind() == []
 
 
+def test_a_disk_that_is_full_before_the_first_image(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("x/a.png")
+
+    def fail(*_: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(packing.FileLock, "acquire", fail)
+    assert error().startswith(f"{cache_root() / 'data'}: the disk is full (")
+
+
 def test_other_failures_keep_their_traceback_and_leave_nothing(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put("x/a.png")
 
@@ -469,7 +479,9 @@ def test_a_damaged_store(put: Put, file: str) -> None:
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[:-1])
     message = error()
-    assert message.startswith(f"{folder}: this packed store is damaged (") and message.endswith("delete it; it is packed again")
+    assert message.startswith(f"{folder}: this packed store is damaged (") and message.endswith(
+        "delete it; it is packed again"
+    )
     (folder / file).unlink()
     assert "this packed store is damaged" in error()
     shutil.rmtree(folder)

@@ -137,7 +137,9 @@ def test_patterns(put_table: PutTable) -> None:
     for name in ("train-0", "train-1", "test-0"):
         put_table(f"x/{name}.parquet", image=CELLS)
     assert [item.id for item in read("x/train-*.parquet")[1]][::4] == ["train-0.parquet:0", "train-1.parquet:0"]
-    assert error("x/val*.parquet").startswith("data=x/val*.parquet: no Parquet file matches this pattern; valid: digits")
+    assert error("x/val*.parquet").startswith(
+        "data=x/val*.parquet: no Parquet file matches this pattern; valid: digits"
+    )
     put_table("y/train-0.parquet", image=CELLS)
     assert error("?/train-0.parquet") == (
         "data=?/train-0.parquet: this pattern matches files in several folders; give their folder"
@@ -181,8 +183,7 @@ def test_ambiguous_label_columns(put_table: PutTable) -> None:
 def test_labels_that_are_no_classes(put_table: PutTable) -> None:
     put_table("x.parquet", image=CELLS, label=[0.5] * 4)
     assert error("x.parquet") == (
-        "x.parquet: label: holds double, which is no class; "
-        "data.label_column takes a column of whole numbers or texts"
+        "x.parquet: label: holds double, which is no class; data.label_column takes a column of whole numbers or texts"
     )
 
 
@@ -210,7 +211,9 @@ def test_files_that_do_not_belong_together(put_table: PutTable) -> None:
     put_table("labels/train.parquet", image=CELLS)
     assert error("labels") == "train.parquet: label: this file has no such column; valid: image"
     put_table("splits/train.parquet", image=CELLS), put_table("splits/more.parquet", image=CELLS)
-    assert error("splits").startswith("data=splits: more.parquet: its name says no split, while those of other files do;")
+    assert error("splits").startswith(
+        "data=splits: more.parquet: its name says no split, while those of other files do;"
+    )
 
 
 def test_a_file_that_is_not_parquet(here: Path) -> None:

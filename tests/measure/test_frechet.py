@@ -164,6 +164,11 @@ def test_fewer_vectors_than_dimensions(n: int, m: int) -> None:
     cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
     expected = ((a.mean - b.mean) ** 2).sum() + (cx**2).sum() + (cy**2).sum() - 2 * cross
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
+    streamed = [Gaussian.from_arrays(side.to_arrays()) for side in (a, b)]  # knows the covariance only
+    assert frechet_distance(*streamed) == pytest.approx(expected, rel=1e-7)
+    streamed[0].merge(Gaussian.of(y))
+    a.merge(Gaussian.of(y))
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(streamed[0], b), rel=1e-7)
 
 
 def test_dead_and_repeated_pixels_do_not_leak_rounding() -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from twofold.errors import UserError
-from twofold.settings.presets import header_fields, open_preset, preset_names, preset_purposes, read_preset
+from twofold.settings.presets import (
+    header_fields,
+    open_preset,
+    preset_listing,
+    preset_names,
+    preset_purposes,
+    read_preset,
+)
 from twofold.settings.resolve import resolve, settings_hash, to_yaml
 from twofold.settings.train import TrainSettings
 
@@ -31,6 +38,12 @@ def test_every_preset_is_complete_and_says_what_it_is(name: str) -> None:
 
 def test_there_are_presets() -> None:
     assert {"ddpm-cifar10", "ddae-cifar10-ddpm"} <= set(preset_names())
+
+
+def test_the_listing_has_a_line_for_each() -> None:
+    lines = preset_listing().splitlines()
+    assert lines[0] == "presets:"
+    assert [line.split()[0] for line in lines[1:]] == preset_names()
 
 
 def test_names_and_their_nearest() -> None:

@@ -80,7 +80,8 @@ class Record:
         result = _read_json(path / "result.json")
         rows = _last_rows(path / "log.jsonl")
         validation: dict[str, Any] = next((row for row in reversed(rows) if row.get("kind") == "validation"), {})
-        seen = int(result.get("n_images") or max((row.get("n_images", 0) for row in rows), default=0))
+        saved = [int(state.name) for state in (path / "state").glob("*") if state.name.isdigit()]
+        seen = int(result.get("n_images") or max([*saved, *(row.get("n_images", 0) for row in rows)], default=0))
         status = "finished" if result else "running" if _is_locked(path / "lock") else "interrupted"
         written = [p.stat().st_mtime for p in (file, path / "log.jsonl", path / "result.json") if p.exists()]
         settings = load_yaml(text, str(file))

@@ -30,6 +30,7 @@ on each side (whatever the batch holds), and the few positions still further out
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -84,14 +85,14 @@ def warp(x0: Tensor, to_input: Tensor) -> Tensor:
     to_input: (B, 2, 3) float64, from the output's (x, y, 1) to the input's (x, y), pixels from the centre.
     """
     height, width = x0.shape[-2:]
-    dtype = x0.dtype if x0.dtype == torch.float64 else torch.float32
-    fine = _upsample(_upsample(_mirror(x0.to(dtype))).mT).mT
-    x, y = _fine_positions(width), _fine_positions(height)
-    output = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x)), torch.ones(len(y), len(x))], -1)
-    position = output.to(x0.device, dtype) @ to_input.to(x0.device, dtype, non_blocking=True).mT[:, None]
-    grid = torch.stack([_grid(position[..., 0], width), _grid(position[..., 1], height)], dim=-1)
-    warped = F.grid_sample(fine, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return _downsample(_downsample(warped).mT).mT.clamp(-1, 1).to(x0.dtype)
+    dtype, device = (x0.dtype if x0.dtype == torch.float64 else torch.float32), x0.device
+    with torch.autocast(device.type, enabled=False):
+        fine = _finer(height, dtype, device) @ x0.to(dtype) @ _finer(width, dtype, device).mT
+        position = _places(height, width, dtype, device) @ to_input.to(device, dtype, non_blocking=True).mT[:, None]
+        grid = torch.stack([_grid(position[..., 0], width), _grid(position[..., 1], height)], dim=-1)
+        warped = F.grid_sample(fine, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        out = _coarser(height, dtype, device) @ warped @ _coarser(width, dtype, device).mT
+    return out.clamp(-1, 1).to(x0.dtype)
 
 
 def _parameters(u: Tensor, p: float, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -143,52 +144,63 @@ def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(chosen.to(no.device, non_blocking=True).view(-1, 1, 1, 1), yes, no)
 
 
-def _margin(size: int) -> int:
-    """Mirrored pixels added on each side."""
-    return size // 2 + 2 * REACH
-
-
 def _fold(position: Tensor, size: int) -> Tensor:
     """Mirrors positions into 0..size-1 about the centres of the first and the last pixel."""
     last = size - 1
     return last - (position.remainder(max(2 * last, 1)) - last).abs()
 
 
-def _mirror(x0: Tensor) -> Tensor:
-    """(B, C, H, W) with its margins."""
-    for dim in (-2, -1):
-        size = x0.shape[dim]
-        index = torch.arange(-_margin(size), size + _margin(size), device=x0.device)
-        x0 = x0.index_select(dim, _fold(index, size))
-    return x0
-
-
-def _upsample(x: Tensor) -> Tensor:
-    """u of the module's text along the last axis, n -> 2 n - 10: all of it that n pixels determine."""
-    half, n = TAPS // 2, x.shape[-1] - TAPS // 2 + 1
-    phases = [
-        sum(math.sqrt(2) * SYM6[2 * i + phase] * x[..., half - 1 - i : half - 1 - i + n] for i in range(half))
-        for phase in (0, 1)
-    ]
-    return torch.stack(phases, dim=-1).flatten(-2)  # type: ignore[arg-type]
-
-
-def _downsample(x: Tensor) -> Tensor:
-    """x' of the module's text along the last axis, 2 n + 10 -> n."""
-    n = (x.shape[-1] - TAPS) // 2 + 1
-    return sum(SYM6[i] / math.sqrt(2) * x[..., i : i + 2 * n - 1 : 2] for i in range(TAPS))  # type: ignore[return-value]
-
-
-def _fine_positions(size: int) -> Tensor:
-    """Pixels from the centre of u'[0], ..., u'[2 size + 9], which `size` pixels are made of; float64."""
-    return (torch.arange(2 * size + TAPS - 2, dtype=torch.float64) - CENTRE) / 2 - (size - 1) / 2
-
-
 def _grid(position: Tensor, size: int) -> Tensor:
     """Pixels from the centre -> grid_sample's coordinate of that place in u, whose ends are -1 and 1."""
-    margin = _margin(size)
+    first, count = _fine_range(size)
     pixel = position + (size - 1) / 2
-    beyond = margin - REACH
+    beyond = _margin(size) - REACH
     pixel = torch.where((pixel < -beyond) | (pixel > size - 1 + beyond), _fold(pixel, size), pixel)
-    first, count = TAPS - 2 - 2 * margin, 2 * (size + 2 * margin) - TAPS + 2  # of u[first], u[first + 1], ...
     return (2 * pixel + CENTRE - first) * (2 / (count - 1)) - 1
+
+
+# -- what depends on the shape only -----------------------------------------------------------------------------------
+
+
+def _margin(size: int) -> int:
+    """Mirrored pixels added on each side."""
+    return size // 2 + 2 * REACH
+
+
+def _fine_range(size: int) -> tuple[int, int]:
+    """The index m of the first u that `size` pixels and their margins determine, and how many they are."""
+    margin = _margin(size)
+    return TAPS - 2 - 2 * margin, 2 * (size + 2 * margin) - TAPS + 2
+
+
+@lru_cache(maxsize=64)
+def _finer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(count, size): pixels -> u, the mirrored margins included."""
+    first, count = _fine_range(size)
+    out = torch.zeros(count, size, dtype=torch.float64)
+    pixels = torch.arange(-_margin(size), size + _margin(size))
+    for k, source in zip(pixels.tolist(), _fold(pixels, size).tolist(), strict=True):
+        for n, h in enumerate(SYM6):
+            if 0 <= 2 * k + n - first < count:
+                out[2 * k + n - first, source] += math.sqrt(2) * h
+    return out.to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _coarser(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size, 2 size + 10): u'[0], u'[1], ... -> pixels."""
+    out = torch.zeros(size, 2 * size + TAPS - 2, dtype=torch.float64)
+    for k in range(size):
+        out[k, 2 * k : 2 * k + TAPS] = torch.tensor(SYM6, dtype=torch.float64) / math.sqrt(2)
+    return out.to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _places(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2 height + 10, 2 width + 10, 3): where u' stands, as (x, y, 1) in pixels from the centre."""
+    y, x = (
+        (torch.arange(2 * size + TAPS - 2, dtype=torch.float64) - CENTRE) / 2 - (size - 1) / 2
+        for size in (height, width)
+    )
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).to(device, dtype)

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..errors import UserError
-from ..files import atomic_folder
+from ..files import atomic_folder, disk_full
 from ..settings.data import DataSettings
 from .decode import BadImage, decode
 from .items import Item, Source
@@ -68,6 +68,8 @@ def pack(
             _remove_leftovers(folder)
             _pack_aside(source, settings, folder, unchanged, tick)
     except OSError as error:
+        if error.errno in FULL:  # before anything is known of the images
+            raise disk_full(folder.parent) from error
         if error.errno not in NOT_WRITABLE:
             raise
         raise UserError(

@@ -7,9 +7,10 @@ forward pass has exactly micro_batch rows (short batches are padded), so at one 
 in any batch, order and number of processes; at another one kernels may sum in another order, which moves it by at most
 one uint8 level. The solver's state is float64 (float32 where the device has none); the network sees its own dtype.
 
-Default: DPM-Solver++(2M) on 20 Karras levels. On exact denoisers of mixtures of handwritten digits it lies about as
-near to the exact solution as 50-step DDIM, for EDM's range of sigma and for DDPM's; levels uniform in ln sigma are
-equally good there, and half the steps are visibly worse. 18 steps of `heun` are EDM's published choice.
+Default: DPM-Solver++(2M) on 20 Karras levels. For exact denoisers of mixtures around handwritten digits and around
+CIFAR-10 images, over EDM's and DDPM's ranges of sigma, it came nearer to the ODE's solution than 30 steps of DDIM did,
+to 1 or 2 uint8 levels for most images; 10 steps are visibly worse. Levels uniform in ln sigma (grid="log") are finer in
+detail but end in another image a little more often, because fewer of them lie at large sigma, where that is decided.
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ class Validation:
         labels = labels_for(range(count), denoiser.classes)
         mine = None if labels is None else labels[self.rank :: self.world]
         chosen = self.settings.validation
-        images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps)
+        batch = min(64, len(seeds))
+        images = sample(
+            denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch
+        )
         return images.cpu(), mine or [-1] * len(seeds)
 
     def reference(self) -> Gaussian:

@@ -43,12 +43,15 @@ class Gaussian:
         self.n = 0
         self.mean = np.zeros(dims)
         self.scatter = np.zeros((dims, dims))
+        self._deviations: np.ndarray | None = None  # (n, D), of `of` with n <= D: the cheapest root of the covariance
 
     @classmethod
     def of(cls, features: Tensor | np.ndarray) -> Gaussian:
-        """The Gaussian of all rows of features (N, D)."""
-        gaussian = cls()
-        gaussian.update(features)
+        """The Gaussian of all rows of features (N, D). Raises `UserError` as `update` does."""
+        rows, gaussian = as_rows(features), cls()
+        gaussian.update(rows)
+        if 2 <= gaussian.n <= gaussian.dims:
+            gaussian._deviations = rows - gaussian.mean
         return gaussian
 
     @property
@@ -85,7 +88,7 @@ class Gaussian:
         delta = other.mean - self.mean
         self.mean = self.mean + delta * (other.n / n)
         self.scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.n * other.n / n)
-        self.n = n
+        self.n, self._deviations = n, None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """For `np.savez`: n (), mean (D,), scatter (D, D)."""
@@ -100,7 +103,7 @@ class Gaussian:
             raise ValueError(f"not the statistics of a Gaussian: n {n}, mean {mean.shape}, scatter {scatter.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
             raise ValueError("the statistics hold NaN or infinity")
-        gaussian = cls.__new__(cls)
+        gaussian = cls()
         gaussian.n, gaussian.mean, gaussian.scatter = n, mean, scatter
         return gaussian
 
@@ -148,11 +151,14 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def _root(gaussian: Gaussian) -> np.ndarray:
     """L (D, rank) with L L^T = covariance.
 
-    Cholesky first: a ninth of the work of an eigendecomposition. But a covariance of fewer images than dimensions,
-    or with pixels that never change, has no Cholesky factor: the factorisation fails, or "succeeds" with pivots that
-    are rounding errors, whose square roots (1e-8 each, for 1e-16) would add up. There the symmetric eigen root
-    is taken, without its null space, which also makes the next matrix smaller.
+    Few vectors are a root themselves. Otherwise Cholesky first: a ninth of the work of an eigendecomposition. But a
+    covariance of fewer images than dimensions, or with pixels that never change, has no Cholesky factor: the
+    factorisation fails, or "succeeds" with pivots that are rounding errors, whose square roots (1e-8 each, for 1e-16)
+    would add up. There the symmetric eigen root is taken, without its null space, which also makes the next matrix
+    smaller.
     """
+    if gaussian._deviations is not None:
+        return _root_of_deviations(gaussian._deviations)
     covariance, dims = gaussian.covariance, gaussian.dims
     if gaussian.n > dims:
         try:
@@ -166,6 +172,18 @@ def _root(gaussian: Gaussian) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     kept = values > _rounding(values)
     return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _root_of_deviations(rows: np.ndarray) -> np.ndarray:
+    """L (D, n - 1) from the n <= D deviations themselves, which sum to zero.
+
+    A Householder reflection that takes (1, ..., 1) to an axis leaves the sum in one row, 0, and drops it.
+    """
+    axis = np.full(len(rows), len(rows) ** -0.5)
+    axis[0] += 1
+    axis /= np.linalg.norm(axis)
+    reflected = rows - 2 * np.outer(axis, axis @ rows)
+    return reflected[1:].T / (len(rows) - 1) ** 0.5
 
 
 def _doubt(eigenvalues: np.ndarray) -> float:

@@ -54,6 +54,13 @@ def preset_purposes() -> dict[str, str]:
     }
 
 
+def preset_listing() -> str:
+    """The presets with their purposes, as the end of a help text."""
+    purposes = preset_purposes()
+    width = max(map(len, purposes))
+    return "\n".join(["presets:", *(f"  {name:<{width}}  {purpose}" for name, purpose in purposes.items())])
+
+
 def read_preset(argument: str) -> tuple[dict[str, Any], str]:
     """The training settings of a preset, a file or a run, with those it extends, and its header text.
 

@@ -1,0 +1,171 @@
+"""Figures of a run as PNG bytes, from plain data: what was logged, and shares of classes.
+
+Drawn by matplotlib without its global state (no pyplot), 4.4 inches wide with letters of 10 points, which stays
+readable at the width of a telephone. Blue and orange can be told apart by colour-blind readers and differ in line
+style as well; the background is transparent and the ink mid-grey, for light and dark pages. Grids are in `grids`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .grids import image_grid, neighbour_grid, short_count, time_grid, trajectory_grid
+
+__all__ = ["class_bars", "image_grid", "loss_curve", "neighbour_grid", "smooth", "time_grid", "trajectory_grid"]
+
+BLUE, ORANGE, INK, FAINT = "#2a83c5", "#d9660a", "#7a7a7a", "#7a7a7a40"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.parse_math": False,  # a class may be called "$x$"
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+}
+PANELS = {"frechet": "Fréchet distance", "accuracy": "accuracy"}
+MOST_CLASSES = 24  # bars; of more classes, those that differ most are shown
+
+
+def loss_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Loss of training and of held-out images over images seen; below it Frechet distance or accuracy, if logged.
+
+    rows: {"kind": "train" or "validation", "n_images", "loss", "frechet", "accuracy"}, as in log.jsonl. The training
+    loss is shown as logged (faint) and smoothed. A loss that spans more than a factor of 5 gets a logarithmic axis.
+    Returns None where no row holds a finite loss.
+    """
+    train, held_out = _series(rows, "train", "loss"), _series(rows, "validation", "loss")
+    if not len(train[0]) and not len(held_out[0]):
+        return None
+    extra = {name: series for name in PANELS if len((series := _series(rows, "validation", name))[0])}
+    with _styled() as figure_of:
+        figure = figure_of(4.4, 2.7 + 1.7 * len(extra))
+        axes = figure.subplots(
+            1 + len(extra), sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.0] + [1.2] * len(extra)}
+        )[:, 0]
+        top = axes[0]
+        if len(train[0]):
+            smoothed = smooth(train[1])
+            top.plot(*train, color=BLUE, alpha=0.3, linewidth=0.8)
+            top.plot(train[0], smoothed, color=BLUE, label="training (smoothed)")
+        if len(held_out[0]):
+            top.plot(*held_out, color=ORANGE, marker="o", markersize=4, linestyle="--", label="held-out")
+        _logarithmic(top, np.concatenate([smoothed if len(train[0]) else train[1], held_out[1]]))
+        top.set_ylabel("loss")
+        top.legend(loc="upper right", handlelength=1.6)
+        for axis, (name, series) in zip(axes[1:], extra.items(), strict=True):
+            axis.plot(*series, color=ORANGE, marker="o", markersize=4, linestyle="--")
+            axis.set_ylabel(PANELS[name])
+            if name == "frechet":
+                _logarithmic(axis, series[1])
+        axes[-1].set_xlabel("images seen in training")
+        axes[-1].xaxis.set_major_formatter(lambda n, _: short_count(round(n)))
+        axes[-1].locator_params(axis="x", nbins=5)
+        figure.align_ylabels()
+        return _png(figure)
+
+
+def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
+    """Horizontal bars: each class's share of the generated and of the real images, {name: {"samples", "real"}}.
+
+    With more than `MOST_CLASSES` classes those whose shares differ most are shown. Returns None without classes.
+    """
+    rows = [(name, row["samples"], row["real"]) for name, row in classes.items() if {"samples", "real"} <= row.keys()]
+    if not rows:
+        return None
+    if len(rows) > MOST_CLASSES:
+        rows = sorted(rows, key=lambda row: -abs(row[1] - row[2]))[:MOST_CLASSES]
+    place = np.arange(len(rows))
+    with _styled() as figure_of:
+        figure = figure_of(4.4, 1.2 + 0.34 * len(rows))
+        axis = figure.subplots()
+        axis.barh(place - 0.18, [100 * row[1] for row in rows], 0.34, color=BLUE, label="generated")
+        axis.barh(place + 0.18, [100 * row[2] for row in rows], 0.34, color=INK, alpha=0.55, label="real")
+        axis.set_yticks(place, [_shortened(row[0]) for row in rows])
+        axis.invert_yaxis()
+        axis.set_xlabel("share of images (%)")
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.2)
+        return _png(figure)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential average with a half-life of 2 % of the series, free of the bias of its start; same length."""
+    decay = 0.5 ** (1 / max(1.0, 0.02 * len(values)))
+    total = weight = 0.0
+    smoothed = np.empty(len(values))
+    for i, value in enumerate(values):
+        total, weight = decay * total + value, decay * weight + 1
+        smoothed[i] = total / weight
+    return smoothed
+
+
+def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images seen, values) of the rows that hold a finite value."""
+    found = [
+        (row["n_images"], row[name])
+        for row in rows
+        if row.get("kind") == kind and row.get(name) is not None and math.isfinite(row[name])
+    ]
+    table = np.array(found, np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _logarithmic(axis: Any, values: np.ndarray) -> None:
+    """A logarithmic axis with plain numbers where positive values span more than a factor of 5."""
+    if values.min() <= 0 or values.max() < 5 * values.min():
+        return
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    decades = math.log10(values.max() / values.min())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _shortened(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+class _styled:
+    """Within the block: a function (width, height in inches) -> Figure, drawn in this module's style."""
+
+    def __enter__(self) -> Any:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        self._style = matplotlib.rc_context(STYLE)
+        self._quiet = warnings.catch_warnings()
+        self._style.__enter__()
+        self._quiet.__enter__()
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
+        return lambda width, height: Figure(figsize=(width, height), dpi=200, layout="constrained")
+
+    def __exit__(self, *error: Any) -> None:
+        self._quiet.__exit__(*error)
+        self._style.__exit__(*error)
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", transparent=True, metadata={"Software": None})  # Figure's own canvas is Agg
+    return file.getvalue()

@@ -1,0 +1,42 @@
+"""Denoisers for the tests of generation: an exact one and an untrained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twofold.denoiser import NetworkDenoiser
+from twofold.networks.unet import UNet
+from twofold.noise import family
+from twofold.oracle import MixtureDenoiser
+from twofold.settings.network import UNetSettings
+from twofold.settings.noise import EDMNoise, FlowNoise, VPNoise
+
+NOISE = {"edm": EDMNoise(), "vp": VPNoise(), "flow": FlowNoise()}
+
+
+@pytest.fixture
+def oracle() -> MixtureDenoiser:
+    """Three components of 1 x 4 x 4 pixels."""
+    means = 0.5 * torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return MixtureDenoiser(means, [0.1, 0.2, 0.3], [1.0, 2.0, 1.0])
+
+
+@pytest.fixture(scope="session")
+def unet() -> Callable[[str, int], NetworkDenoiser]:
+    """A small U-Net with attention and dropout, 3 x 8 x 8, of a noise family and with so many classes."""
+
+    def make(noise: str = "edm", classes: int = 3) -> NetworkDenoiser:
+        torch.manual_seed(0)
+        settings = UNetSettings(
+            channels=16, multipliers=(1, 2), blocks=1, attention=(4,), norm_groups=8, dropout=0.3, classes=classes
+        )
+        network = UNet(settings, (3, 8, 8))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return NetworkDenoiser(network, family(NOISE[noise]), (3, 8, 8), classes)
+
+    return make
