@@ -143,6 +143,21 @@ def test_what_is_imported_is_declared() -> None:
     assert not undeclared
 
 
+def test_the_doctor_asks_for_what_is_declared() -> None:
+    from twofold.cli.doctor import NEEDED
+
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(NEEDED) == {re.split("[<>=]", name)[0] for name in core}
+
+
+def test_what_is_required_is_imported() -> None:
+    from twofold.cli.doctor import NEEDED
+
+    text = "\n".join(path.read_text() for path in MODULES.values())
+    unused = [name for name in NEEDED.values() if not re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)]
+    assert unused == []
+
+
 def loaded_by(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after this code."""
     script = f"import sys\nsys.path.insert(0, {str(ROOT / 'src')!r})\n{code}\nprint('\\n' + ' '.join(sys.modules))"

@@ -396,6 +396,11 @@ def test_no_image_can_be_read(put: Put) -> None:
     assert error(on_bad_image="skip") == "data=x: none of its 2 images can be read; the first: a.png: the file is empty"
 
 
+def test_a_table_without_rows(put_table: Put) -> None:
+    put_table("x.parquet", image=image_cells(), label=[])
+    assert error("x.parquet") == "data=x.parquet: holds no row; give one with images"
+
+
 def test_a_source_that_changes_while_it_is_packed(put: Put) -> None:
     put("x/a.png")
 

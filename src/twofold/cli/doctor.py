@@ -18,6 +18,27 @@ MINIMUM_PYTHON = (3, 11)
 LITTLE_DISK, LITTLE_MEMORY = 2 * 2**30, 2 * 2**30  # bytes; below these training is likely to fail
 CGROUP_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
+NEEDED = {  # package: importable name; the dependencies of pyproject.toml
+    "torch": "torch",
+    "accelerate": "accelerate",
+    "annotated-types": "annotated_types",
+    "datasets": "datasets",
+    "diffusers": "diffusers",
+    "filelock": "filelock",
+    "huggingface-hub": "huggingface_hub",
+    "jinja2": "jinja2",
+    "markupsafe": "markupsafe",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
+    "pyyaml": "yaml",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "scikit-learn": "sklearn",
+}
+
 EXTRAS = {  # importable name: (what for, extra that brings it)
     "tensorboard": ("TensorBoard event files, train.tensorboard=true", "tensorboard"),
     "pytest": ("tests and development tools", "dev"),
@@ -67,10 +88,7 @@ def _print(rows: list[Row]) -> None:
 
 def missing_packages() -> list[str]:
     """Packages that twofold needs and that cannot be imported here."""
-    names = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
-    needed = ["torch", "numpy", "accelerate", "datasets", "diffusers", "safetensors", "pydantic", "scipy", "matplotlib"]
-    needed += ["rich", "jinja2", *names]
-    missing = [name for name in needed if importlib.util.find_spec(names.get(name, name)) is None]
+    missing = [package for package, name in NEEDED.items() if importlib.util.find_spec(name) is None]
     return ["python>=3.11", *missing] if sys.version_info < MINIMUM_PYTHON else missing
 
 

@@ -25,24 +25,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(EvaluateSettings, [("command line", parse_assignments(args.assignments))])
-    found = evaluate(args.source, settings, args.device, args.quiet)
-    source = Path(args.source)
-    in_run = (source / "settings.yaml").is_file()
-    out = Path(args.out) if args.out else source / "evaluations" if in_run else Path("evaluations")
-    path = out / f"{settings_hash(settings)}.json"
-    from ..files import atomic_json
-
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_json(path, found)
+    out = Path(args.out) if args.out else None
+    found, page = evaluate(args.source, settings, args.device, args.quiet, out)
     print_table(found)
-    say(f"written to {path}", args.quiet)
+    if page is not None:
+        print(f"report: {page}")
     return 0
 
 
-def evaluate(source: str, settings: EvaluateSettings, device: str | None, quiet: bool) -> dict[str, Any]:
-    """The evaluation of a run or of a folder of images, as plain data."""
+def evaluate(
+    source: str,
+    settings: EvaluateSettings,
+    device: str | None,
+    quiet: bool,
+    out: Path | None = None,
+    frechet_target: float | None = None,
+    command: str = "",
+) -> tuple[dict[str, Any], Path | None]:
+    """The evaluation of a run or of a folder of images, as plain data, and the page it was added to, if any.
+
+    Written to `out` (default: RUN/evaluations) as <hash of its settings>.json. frechet_target: see `report.verdict`.
+    """
     say("loading ...", quiet)
     from ..data import open_store
+    from ..files import atomic_json
     from ..learn.training import make_accelerator
     from ..recognize.classifier import NetworkClassifier
     from ..run import Run, load
@@ -58,10 +64,20 @@ def evaluate(source: str, settings: EvaluateSettings, device: str | None, quiet:
     model = None
     if not (Path(source).is_dir() and not in_run and not (Path(source) / "model_index.json").is_file()):
         model = load(source, settings.at, accelerator.device)
+    page = None
     if isinstance(model, NetworkClassifier):
-        return judge(model, store, settings)
-    images, labels = _images(source, model, settings, quiet)
-    return compare(images, labels, store, settings, quiet, accelerator.device)
+        found = judge(model, store, settings)
+    else:
+        images, labels = _images(source, model, settings, quiet)
+        found = compare(images, labels, store, settings, quiet, accelerator.device)
+        if in_run:
+            from ..report.build import report_run
+
+            page = report_run(Run.open(source), store, model, images, labels, found, frechet_target, command)
+    out = out or (Path(source) if in_run else Path(".")) / "evaluations"
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_json(out / f"{settings_hash(settings)}.json", found)
+    return found, page
 
 
 def _images(source: str, model: Any, settings: EvaluateSettings, quiet: bool) -> tuple[Any, list[int] | None]:

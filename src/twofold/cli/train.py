@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -30,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return dry_run(settings, args.device)
     result = train_run(settings, out, args.device, args.quiet, command_line())
-    if result is not None:
-        print_result(out, result)
+    print_result(out, result)
     return 0
 
 
@@ -48,15 +48,30 @@ def command_line() -> str:
 
 def train_run(
     settings: TrainSettings, out: Path, device: str | None, quiet: bool, command: str, title: str = "training"
-) -> dict[str, Any] | None:
-    """Trains with a live display; tensorboard and preview pictures are written here, beside the run."""
+) -> dict[str, Any]:
+    """Trains with a live display; previews, TensorBoard events and the report are written beside it."""
     say("starting (loading torch) ...", quiet)
     from ..learn import train
 
     with Progress("packing the data", quiet=True) as packing:
         packing.quiet = quiet
         with training(title, settings.train.n_images, quiet) as show:
-            return train(settings, out, device, _with_pictures(show, out, settings), packing, command)
+            result = train(settings, out, device, _with_pictures(show, out, settings), packing, command)
+    if int(os.environ.get("RANK", "0")) == 0 and not (out / "report.html").exists():
+        write_page(out)
+    return result
+
+
+def write_page(out: Path) -> None:
+    """The report of a finished run, from its previews; `twofold evaluate` adds the metrics."""
+    from ..data import open_store
+    from ..denoiser import Denoiser
+    from ..report.build import report_run
+    from ..run import Run, load
+
+    run = Run.open(out)
+    model = load(out)
+    report_run(run, open_store(run.settings().data), model if isinstance(model, Denoiser) else None)
 
 
 def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
@@ -73,11 +88,11 @@ def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
         show(event)
         if isinstance(event, Previewed):
             from ..files import atomic_bytes
-            from ..report.figures import image_grid
+            from ..report.grids import image_grid
 
             path = out / "figures" / f"preview-{event.n_images:012d}.png"
             path.parent.mkdir(exist_ok=True)
-            atomic_bytes(path, image_grid(event.images, 8))
+            atomic_bytes(path, image_grid(event.images.numpy(), 8))
         if writer is not None and isinstance(event, Logged):
             for key, value in event.row.items():
                 if key not in ("kind", "n_images") and value is not None:
@@ -127,4 +142,5 @@ def print_result(out: Path, result: dict[str, Any]) -> None:
     """The result of a finished run, and what to do next."""
     print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
     print("  " + metrics_line(result["metrics"]))
+    print(f"  report: {out / 'report.html'}")
     print(f"  next: twofold sample {out}    twofold evaluate {out}")

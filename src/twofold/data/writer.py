@@ -107,8 +107,10 @@ class StoreWriter:
     def finish(self) -> dict[str, Any]:
         """Closes the files and returns what meta.json says. Raises `UserError` if there is no image."""
         if self._images is None:
-            first = f"; the first: {self._bad[0]['id']}: {self._bad[0]['reason']}" if self._bad else ""
-            raise UserError(self._source.where, f"none of its {len(self._bad)} images can be read{first}")
+            if not self._bad:
+                raise UserError(self._source.where, "holds no row", "give one with images")
+            first = f"the first: {self._bad[0]['id']}: {self._bad[0]['reason']}"
+            raise UserError(self._source.where, f"none of its {len(self._bad)} images can be read", first)
         for file in (self._images, self._labels, self._splits, self._id_offsets, self._id_bytes):
             file.close()
         settings, classes = self._settings, self._source.classes()

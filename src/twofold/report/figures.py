@@ -7,10 +7,11 @@ style as well; the background is transparent and the ink mid-grey, for light and
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .grids import image_grid, neighbour_grid, short_count, time_grid, trajector
 __all__ = ["class_bars", "image_grid", "loss_curve", "neighbour_grid", "smooth", "time_grid", "trajectory_grid"]
 
 BLUE, ORANGE, INK, FAINT = "#2a83c5", "#d9660a", "#7a7a7a", "#7a7a7a40"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.parse_math": False,  # a class may be called "$x$"
@@ -60,14 +61,13 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         axes = figure.subplots(
             1 + len(extra), sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.0] + [1.2] * len(extra)}
         )[:, 0]
-        top = axes[0]
+        top, smoothed = axes[0], smooth(train[1])
         if len(train[0]):
-            smoothed = smooth(train[1])
             top.plot(*train, color=BLUE, alpha=0.3, linewidth=0.8)
             top.plot(train[0], smoothed, color=BLUE, label="training (smoothed)")
         if len(held_out[0]):
             top.plot(*held_out, color=ORANGE, marker="o", markersize=4, linestyle="--", label="held-out")
-        _logarithmic(top, np.concatenate([smoothed if len(train[0]) else train[1], held_out[1]]))
+        _logarithmic(top, np.concatenate([smoothed, held_out[1]]))
         top.set_ylabel("loss")
         top.legend(loc="upper right", handlelength=1.6)
         for axis, (name, series) in zip(axes[1:], extra.items(), strict=True):
@@ -108,14 +108,23 @@ def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential average with a half-life of 2 % of the series, free of the bias of its start; same length."""
+    """Weighted mean of each value and its neighbours on both sides, so that it does not lag; same length.
+
+    Weights halve every 2 % of the series. A constant series stays what it is.
+    """
     decay = 0.5 ** (1 / max(1.0, 0.02 * len(values)))
-    total = weight = 0.0
-    smoothed = np.empty(len(values))
-    for i, value in enumerate(values):
-        total, weight = decay * total + value, decay * weight + 1
-        smoothed[i] = total / weight
-    return smoothed
+
+    def past(series: np.ndarray) -> np.ndarray:
+        total, sums = 0.0, np.empty(len(series))
+        for i, value in enumerate(series):
+            total = decay * total + value
+            sums[i] = total
+        return sums
+
+    def both(series: np.ndarray) -> np.ndarray:
+        return past(series) + past(series[::-1])[::-1] - series  # the value itself is in both
+
+    return both(values) / both(np.ones(len(values)))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -146,23 +155,15 @@ def _shortened(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
-class _styled:
+@contextlib.contextmanager
+def _styled() -> Iterator[Callable[[float, float], Any]]:
     """Within the block: a function (width, height in inches) -> Figure, drawn in this module's style."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    def __enter__(self) -> Any:
-        import matplotlib
-        from matplotlib.figure import Figure
-
-        self._style = matplotlib.rc_context(STYLE)
-        self._quiet = warnings.catch_warnings()
-        self._style.__enter__()
-        self._quiet.__enter__()
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
-        return lambda width, height: Figure(figsize=(width, height), dpi=200, layout="constrained")
-
-    def __exit__(self, *error: Any) -> None:
-        self._quiet.__exit__(*error)
-        self._style.__exit__(*error)
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
+        yield lambda width, height: Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
 def _png(figure: Any) -> bytes:

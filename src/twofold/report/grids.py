@@ -55,18 +55,23 @@ def trajectory_grid(images: Any, sigmas: Sequence[float], width: int = WIDTH) ->
 
 
 def neighbour_grid(samples: Any, neighbours: Any, distances: Sequence[float], columns: int = 8) -> bytes:
-    """A PNG of pairs: a generated image, below it its nearest training image, below that their distance."""
+    """A PNG of pairs: a generated image, below it its nearest training image, below that their distance.
+
+    Raises `ValueError` unless all three are of one length.
+    """
     ours, theirs = as_tiles(samples), as_tiles(neighbours)
     if not len(ours) == len(theirs) == len(distances):
         raise ValueError(f"{len(ours)} samples, {len(theirs)} neighbours, {len(distances)} distances")
     columns = max(1, min(columns, len(ours)))
     cells: list[list[np.ndarray | None]] = []
     below: list[list[str]] = []
+    left: list[str] = []
     for i in range(0, len(ours), columns):
         part = slice(i, i + columns)
         cells += [ours[part], theirs[part]]
-        below += [[""] * len(ours[part]), [f"{d:.3g}" for d in distances[part]]]
-    return _draw(cells, below=below, tight=True)
+        below += [[], [f"{d:.3g}" for d in distances[part]]]
+        left += ["generated", "nearest"]
+    return _draw(cells, left=left, below=below)
 
 
 def as_tiles(images: Any) -> list[Any]:
@@ -93,9 +98,8 @@ def _draw(
     top: Sequence[str] | None = None,
     below: Sequence[Sequence[str]] | None = None,
     width: int = WIDTH,
-    tight: bool = False,
 ) -> bytes:
-    """Rows of tiles with words left of rows, above columns or below tiles; `tight` joins rows without words below."""
+    """Rows of tiles with words left of rows, above columns or below tiles (an empty list: no words below this row)."""
     from PIL import Image, ImageDraw
 
     font = _font()
@@ -105,10 +109,10 @@ def _draw(
     gap = 4
     scale = max(1, (width - margin - gap * (across - 1)) // (across * tile.shape[1]))
     high, wide = tile.shape[0] * scale, tile.shape[1] * scale
-    captions = [bool(below) and any(below[i]) for i in range(len(cells))]  # type: ignore[index]
-    step = [high + (LINE + 6 if captions[i] else 0 if tight else gap) for i in range(len(cells))]
+    captions = below or [[]] * len(cells)
+    step = [high + (LINE + 2 * gap if words else gap) for words in captions]
     start = LINE if top else 0
-    size = (margin + across * (wide + gap) - gap, start + sum(step) - (0 if captions[-1] or tight else gap))
+    size = (margin + across * (wide + gap) - gap, start + sum(step) - gap)
     canvas = Image.new("RGBA", size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)
     for column, word in enumerate(top or ()):
@@ -123,7 +127,7 @@ def _draw(
                 enlarged = one.repeat(scale, axis=0).repeat(scale, axis=1)
                 canvas.paste(Image.fromarray(np.ascontiguousarray(enlarged)), (x, y))
             if captions[row]:
-                _write(pen, below[row][column], x + wide / 2, y + high + LINE / 2, wide)  # type: ignore[index]
+                _write(pen, captions[row][column], x + wide / 2, y + high + LINE / 2, wide)
         y += step[row]
     file = io.BytesIO()
     canvas.save(file, "PNG", optimize=True)

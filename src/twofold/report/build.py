@@ -1,0 +1,119 @@
+"""A run's report from what is in its folder, and from an evaluation if there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Store
+from ..denoiser import Denoiser
+from ..generate import trajectory
+from ..measure import nearest
+from ..run import Run
+from .page import Criterion, Neighbours, Report, Trajectory, write_report
+from .verdict import verdict
+
+MOST_TRAIN = 20_000  # training images searched for neighbours
+SHOWN = 16  # samples whose neighbours are shown
+SAMPLES = 120  # samples the page chooses from
+
+
+def report_run(
+    run: Run,
+    store: Store,
+    denoiser: Denoiser | None = None,
+    images: Tensor | None = None,
+    labels: list[int] | None = None,
+    found: dict[str, Any] | None = None,
+    frechet_target: float | None = None,
+    command: str = "",
+) -> Path:
+    """Writes RUN/report.html and returns its path.
+
+    images, labels: generated images uint8 (N, C, H, W) and the classes asked for; default: the newest preview.
+    found: an evaluation of them. frechet_target: see `verdict`. command: what reproduces the page.
+    """
+    previews = load_previews(run)
+    if images is None and previews:
+        images = torch.from_numpy(previews[-1][1])
+        labels = [i % denoiser.classes for i in range(len(images))] if denoiser and denoiser.classes else None
+    found = found or {}
+    result = run.result() or {}
+    criteria: list[Criterion] = verdict(found, frechet_target) if "metrics" in found else []
+    content = Report(
+        title=f"{run.path.name}: {store.name}",
+        summary=summary(result, store),
+        criteria=criteria,
+        log=run.log(),
+        over_time=previews,
+        samples=None if images is None else images[:SAMPLES].numpy(),
+        sample_classes=None if labels is None else [store.classes[label] for label in labels[:SAMPLES]],
+        real=None if images is None else real_images(store),
+        trajectory=None if denoiser is None else denoising(denoiser),
+        classes=found.get("classes", {}),
+        neighbours=None if images is None else neighbours(images, store),
+        metrics=found.get("metrics", {}),
+        settings=run.settings_file.read_text(),
+        command=command or result.get("command", ""),
+        data={**result.get("data", {"name": store.name, "hash": store.content_hash}), "images": len(store)},
+        machine={
+            **result.get("environment", {}),
+            **{name: result[name] for name in ("seconds", "images_per_second") if name in result},
+        },
+        versions=result.get("versions", {}),
+    )
+    return write_report(run.path, content)
+
+
+def summary(result: dict[str, Any], store: Store) -> str:
+    """One sentence on what was trained on what, for how long."""
+    if not result:
+        return f"Training on {store.name} has not finished."
+    return (
+        f"A network of {result['parameters']:,} parameters, trained on {result['n_images']:,} images drawn from the "
+        f"{result['data']['train_images']:,} training images of {store.name} in {result['seconds'] / 60:.1f} minutes."
+    )
+
+
+def load_previews(run: Run) -> list[tuple[int, np.ndarray]]:
+    """(images seen, preview images uint8 (N, C, H, W)), oldest first."""
+    if not run.previews.is_dir():
+        return []
+    return [(int(path.stem), np.load(path, allow_pickle=False)) for path in sorted(run.previews.glob("[0-9]*.npy"))]
+
+
+def real_images(store: Store, count: int = 60) -> Tensor:
+    """Training images, spread over the classes."""
+    rows = store.indices("train")
+    order = np.random.default_rng(0).permutation(len(rows))
+    rows = rows[order]
+    if store.classes:  # one of each class in turn, as the samples are
+        labels = np.asarray(store.labels[rows])
+        place = np.empty(len(rows), np.int64)
+        for label in np.unique(labels):
+            mine = labels == label
+            place[mine] = np.arange(mine.sum())
+        rows = rows[np.lexsort((labels, place))]
+    return store.batch(rows[:count])
+
+
+def denoising(denoiser: Denoiser, images: int = 4) -> Trajectory:
+    """The way of a few images from noise."""
+    labels = [i % denoiser.classes for i in range(images)] if denoiser.classes else None
+    steps = list(trajectory(denoiser, images, labels, micro_batch=images, steps=14))
+    return Trajectory(np.stack([np.asarray(step.images) for step in steps]), [step.sigma for step in steps])
+
+
+def neighbours(images: Tensor, store: Store) -> Neighbours:
+    """The training image nearest to each of the first samples, in pixels in [-1, 1]."""
+    rows = store.indices("train")
+    if len(rows) > MOST_TRAIN:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST_TRAIN).astype(np.int64)]
+    train = store.batch(rows)
+    flat = lambda batch: batch.flatten(1).float() / 127.5 - 1  # noqa: E731
+    distances, place = nearest(flat(images[:SHOWN]), flat(train), 1)
+    return Neighbours(images[:SHOWN].numpy(), train[place[:, 0]].numpy(), distances[:, 0].tolist())
