@@ -97,15 +97,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine; 1 thread")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine; 1 thread"
+    )
     parser.add_argument("--only", default="", help="settings whose name contains this")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     ours, theirs = pair(arguments.channels)
     x, t = torch.randn(arguments.batch, 3, 32, 32), torch.arange(arguments.batch) * 900.0 / arguments.batch
-    print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}, "
-          f"{sum(p.numel() for p in ours.parameters()):,} parameters, outputs {check(ours, theirs, x, t):.1e} apart")
+    print(
+        f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}, "
+        f"{sum(p.numel() for p in ours.parameters()):,} parameters, outputs {check(ours, theirs, x, t):.1e} apart"
+    )
     print(f"{'setting':28} {'measure':8} {'diffusers ms':>10} {'ours ms':>8} {'ratio':>8} {'ratio of minima':>14}")
     for name, (memory_format, bf16) in SETTINGS.items():
         if arguments.only not in name:

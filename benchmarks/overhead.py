@@ -67,10 +67,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     never = {f"{what}_images": 10**9 for what in ("save", "validate", "preview")}
-    settings, _ = resolve(TrainSettings, [*open_preset(arguments.preset).layers, ("benchmark", {"train": {**never, "n_images": 10**9}})])
+    settings, _ = resolve(
+        TrainSettings, [*open_preset(arguments.preset).layers, ("benchmark", {"train": {**never, "n_images": 10**9}})]
+    )
     settings = complete(settings, open_store(settings.data))
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {"trainer": trained(settings, Path(folder), arguments.steps), "bare": bare(settings, arguments.steps)}
+        contenders = {
+            "trainer": trained(settings, Path(folder), arguments.steps),
+            "bare": bare(settings, arguments.steps),
+        }
         seconds = alternate(contenders, arguments.rounds)
     found = ratio(seconds, "bare", "trainer")  # above 1: how much longer the trainer takes
     milliseconds = {name: round(1000 * min(times) / arguments.steps, 2) for name, times in seconds.items()}

@@ -39,7 +39,9 @@ SETTINGS = {  # (precision, channels_last) of ours and of theirs
 }
 
 
-def our_steps(arguments: argparse.Namespace, folder: Path, how: tuple[str, bool]) -> tuple[Callable[[], object], Trainer]:
+def our_steps(
+    arguments: argparse.Namespace, folder: Path, how: tuple[str, bool]
+) -> tuple[Callable[[], object], Trainer]:
     change = {
         "data": {"source": arguments.data, "size": 32, "channels": 3, "flip": False},
         "network": {"channels": arguments.channels, "dropout": 0.0},
@@ -133,7 +135,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--data", default="digits", help="a source; digits are resized to 32x32x3 without CIFAR-10 here")
+    parser.add_argument(
+        "--data", default="digits", help="a source; digits are resized to 32x32x3 without CIFAR-10 here"
+    )
     arguments = parser.parse_args()
     ours, theirs = SETTINGS[arguments.setting]
     losses: list[float] = []

@@ -88,7 +88,7 @@ def test_manifest_says_how_to_make_them_again(oracle: MixtureDenoiser, tmp_path:
     assert expand(request["seeds"]).tolist() == list(range(3, 13))
     assert expand(request["labels"]).tolist() == [i % 3 for i in range(10)]
     assert len(json.dumps(request["labels"])) < 60
-    expected = {"checkpoint": "abc123", "sampler": "ddim", "options": {"eta": 1.0}, "steps": 3, "grid": "karras"}
+    expected = {"checkpoint": "abc123", "sampler": "ddim", "options": {"eta": 1.0}, "steps": 3, "grid": "log"}
     expected |= {"guidance": 1.0, "clip": False, "micro_batch": 4, "shape": [1, 4, 4], "precision": "full"}
     assert {key: request[key] for key in expected} == expected
     assert found["versions"]["torch"] == torch.__version__
@@ -231,7 +231,7 @@ def test_mistakes_are_told_before_anything_is_written(oracle: MixtureDenoiser, t
     for change, what in (
         ({"label": "dog"}, "label=dog: no such class; valid: 0, 1, 2, all, none"),
         ({"label": 7}, "label=7: no such class"),
-        ({"sampler": "ddmi"}, "did you mean 'ddim'"),
+        ({"sampler": "ddimm"}, "did you mean 'ddim'"),
         ({"sampler": "dpmpp2m"}, "eta=1.0: sampler dpmpp2m has no such option"),
         ({"label": None, "guidance": 3.0}, "no label to guide towards"),
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from twofold.codec import PixelCodec
 from twofold.denoiser import Denoiser, NetworkDenoiser
@@ -101,7 +101,7 @@ def test_samples_of_the_default_settings_have_the_datas_moments() -> None:
     oracle = MixtureDenoiser(mean, [0.15], [1.0])
     x0 = PixelCodec().encode(sample(oracle, 1000)).double()
     assert ((x0.mean(0) - mean[0]).abs() < 5 * 0.15 / 1000**0.5 + 1 / 255).all()
-    assert float((x0 - mean).std()) == pytest.approx(0.15, rel=0.06)
+    assert float((x0 - mean).std()) == pytest.approx(0.15, rel=0.03)
 
 
 def test_trajectory_ends_in_the_sample_and_shows_the_way(unet: UNets) -> None:
@@ -170,7 +170,7 @@ def test_progress_counts_images(oracle: MixtureDenoiser) -> None:
 
 
 def test_clipping_is_the_denoisers_habit_and_can_be_changed(unet: UNets) -> None:
-    denoiser = unet()
+    denoiser = unet("vp")
     largest: dict[bool | None, float] = {}
     for clip in (None, True, False):
         steps = list(trajectory(denoiser, 2, steps=3, clip=clip))
@@ -185,9 +185,9 @@ def test_clipping_is_the_denoisers_habit_and_can_be_changed(unet: UNets) -> None
 @pytest.mark.parametrize(
     ("noise", "sampler", "kind"),
     [
-        *[("vp", name, "time" if name in ("ddpm", "ddim") else "karras") for name in SAMPLERS],
-        *[("flow", name, "time" if name in ("ddpm", "ddim") else "karras") for name in SAMPLERS],
-        *[("edm", name, "karras") for name in SAMPLERS],
+        *[("vp", name, {"ddpm": "time", "heun": "karras"}.get(name, "log")) for name in SAMPLERS],
+        *[("flow", name, {"ddpm": "time", "heun": "karras"}.get(name, "log")) for name in SAMPLERS],
+        *[("edm", name, "karras" if name == "heun" else "log") for name in SAMPLERS],
     ],
 )
 def test_default_steps_and_grid(unet: UNets, noise: str, sampler: str, kind: str) -> None:
@@ -197,6 +197,13 @@ def test_default_steps_and_grid(unet: UNets, noise: str, sampler: str, kind: str
     assert plan(unet(noise), sampler, steps=3, grid="log").grid == "log"
 
 
+class Enlarging(PixelCodec):
+    """Two latent channels to one of twice the size."""
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return super().decode(x0.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :1])
+
+
 class Foreign(Denoiser):
     """A denoiser from elsewhere: no family, no parameters, latents that decode to other shapes."""
 
@@ -204,8 +211,7 @@ class Foreign(Denoiser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Identity()
-        self.codec = self
+        self.codec = Enlarging()
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: object = None) -> Tensor:
         assert x.dtype == torch.float32
@@ -213,12 +219,6 @@ class Foreign(Denoiser):
 
     def start_scale(self, sigma: float) -> float:
         return sigma
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return PixelCodec().decode(x0.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :1])
-
-    def encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def test_denoisers_without_a_family_sample_on_their_range() -> None:

@@ -12,7 +12,7 @@ from ..settings.evaluate import EvaluateSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from .show import Progress, say
 
-HELP = "measure samples against real images (Frechet distance, precision, recall, copies), or a classifier's accuracy"
+OPTIONS = ("--out", "--device", "--quiet")
 
 
 def settings_model() -> type[EvaluateSettings]:

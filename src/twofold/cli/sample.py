@@ -10,7 +10,7 @@ from ..settings.resolve import parse_assignments, resolve, settings_hash
 from ..settings.sample import SampleSettings
 from .show import Progress, say
 
-HELP = "generate images: PNG tree, npz, grid and manifest; the same command again resumes"
+OPTIONS = ("--out", "--device", "--quiet")
 
 
 def settings_model() -> type[SampleSettings]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..settings.presets import open_preset
+from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
 from ..settings.train import TrainSettings
 from .show import Progress, metrics_line, say, training
-
-HELP = "train a denoiser or a classifier; the same command again continues"
 
 
 def settings_model() -> type[TrainSettings]:

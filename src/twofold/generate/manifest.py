@@ -25,7 +25,9 @@ LONGEST_CYCLE = 4096
 def compact(values: np.ndarray) -> dict[str, Any]:
     """Integers (N,) in few words: consecutive, repeating, in runs, or listed. `expand` is its inverse."""
     count = len(values)
-    if count and bool((np.diff(values) == 1).all()):
+    if not count:
+        return {"list": []}
+    if bool((np.diff(values) == 1).all()):
         return {"first": int(values[0]), "count": count}
     period = _period(values)
     if period:

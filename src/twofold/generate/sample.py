@@ -7,10 +7,10 @@ forward pass has exactly micro_batch rows (short batches are padded), so at one 
 in any batch, order and number of processes; at another one kernels may sum in another order, which moves it by at most
 one uint8 level. The solver's state is float64 (float32 where the device has none); the network sees its own dtype.
 
-Default: DPM-Solver++(2M) on 20 Karras levels. For exact denoisers of mixtures around handwritten digits and around
-CIFAR-10 images, over EDM's and DDPM's ranges of sigma, it came nearer to the ODE's solution than 30 steps of DDIM did,
-to 1 or 2 uint8 levels for most images; 10 steps are visibly worse. Levels uniform in ln sigma (grid="log") are finer in
-detail but end in another image a little more often, because fewer of them lie at large sigma, where that is decided.
+Default: DPM-Solver++(2M) on 20 levels uniform in ln sigma, the spacing of its theory. For exact denoisers of mixtures
+around CIFAR-10 images (EDM's and DDPM's ranges of sigma) its samples have the right spread around the images within
+2 %; 20 Karras levels are 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun (35 evaluations) 11 %. All of them reach as many
+different images.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def plan(
         family = noise.Family()
         family.sigma_range = denoiser.sigma_range
     has_time = isinstance(family, noise.VP | noise.Flow)
-    kind = grid or (chosen.grid if has_time or chosen.grid != "time" else "karras")
+    kind = grid or (chosen.grid if has_time or chosen.grid != "time" else "log")
     steps = chosen.steps if steps is None else steps
     sigmas = noise.grid(family, steps, kind, sigma_min, sigma_max)
     clip = denoiser.clip if clip is None else clip

@@ -193,7 +193,7 @@ class Sampler:
 
     order: of convergence on the ODE with its default options (weak order for a stochastic sampler).
     deterministic: with its default options. evaluations: of the denoiser for N steps into sigma 0.
-    grid, steps: used where none are given; "time" gives way to "karras" for models that know no time.
+    grid, steps: used where none are given; "time" gives way to "log" for models that know no time.
     """
 
     function: Callable[..., Iterator[Step]]
@@ -214,8 +214,8 @@ SAMPLERS: dict[str, Sampler] = {
         ddpm, 1, False, "time", 1000,
         options={"variance": Option("small", "small or large", lambda v: v in ("small", "large"))},
     ),
-    "ddim": Sampler(ddim, 1, True, "time", 50, options={"eta": _number(0, 1, "0 (ODE) to 1 (ancestral)", 0.0)}),
-    "euler": Sampler(euler, 1, True, "karras", 50),
+    "ddim": Sampler(ddim, 1, True, "log", 50, options={"eta": _number(0, 1, "0 (ODE) to 1 (ancestral)", 0.0)}),
+    "euler": Sampler(euler, 1, True, "log", 50),
     "heun": Sampler(
         heun, 2, True, "karras", 18, lambda steps: 2 * steps - 1,
         options={
@@ -225,7 +225,7 @@ SAMPLERS: dict[str, Sampler] = {
             "s_noise": _number(0, 2, "0 to 2, near 1", 1.0),
         },
     ),
-    "dpmpp2m": Sampler(dpmpp2m, 2, True, "karras", 20),
+    "dpmpp2m": Sampler(dpmpp2m, 2, True, "log", 20),
 }  # fmt: skip
 
 

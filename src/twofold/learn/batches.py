@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageOrder, Store
+from ..data import ImageOrder, Store, flip
 from ..draws import ImageDraws
 
 # Columns of `Batch.uniforms`: one purpose each, so that switching one off leaves the others as they were.
@@ -76,8 +76,7 @@ class Batches:
         images = self.store.batch(rows)
         label = torch.from_numpy(np.asarray(self.store.labels[rows], dtype=np.int64))
         if self.flip:
-            flipped = torch.from_numpy(uniforms[:, U_FLIP] < 0.5).view(-1, 1, 1, 1)
-            images = torch.where(flipped, images.flip(-1), images)
+            images = flip(images, torch.from_numpy(uniforms[:, U_FLIP]))
         return Batch(images, label, torch.from_numpy(uniforms), None if noise is None else torch.from_numpy(noise))
 
     def stream(self, start: int, batch_size: int, rank: int, world: int) -> Iterator[Batch]:

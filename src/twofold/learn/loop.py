@@ -76,7 +76,7 @@ class Trainer:
                     self._save()
                     yield Saved(self.n_images)
                 if stop:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(f"saved at {self.n_images:,} images; the same command continues there")
         finally:
             batches.close()  # type: ignore[attr-defined]
 

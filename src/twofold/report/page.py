@@ -38,7 +38,7 @@ METRICS = {
     "calibration_error": "Calibration error",
 }
 SHARES = {"precision", "recall", "nearer_than_real", "acceptance", "agreement", "accuracy"}
-COLUMNS = {"samples": "Generated", "real": "New real images", "gaussian": "Fitted Gaussian"}
+COLUMNS = {"samples": "Generated", "real": "Real images", "gaussian": "Fitted Gaussian"}
 CLASS_COLUMNS = {
     "samples": "Share generated",
     "real": "Share real",

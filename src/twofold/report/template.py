@@ -72,7 +72,7 @@ CAPTIONS = {
     "time": "Each column starts from the same noise; each row shows what the model made of it after so many training "
     "images.",
     "samples": "Generated, in order of their seeds: none was picked out.",
-    "real": "Real images that the model was not trained on.",
+    "real": "Real images of the same data.",
     "trajectory": "From noise to image, left to right. The numbers are the noise level sigma at each step.",
     "classes": "How often each class occurs among generated and among real images, as the classifier sees it.",
     "neighbours": "Upper image of each pair: generated. Lower: the training image nearest to it, and their distance. "

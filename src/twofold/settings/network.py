@@ -22,7 +22,9 @@ class UNetSettings(Settings):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
     classes: int | None = Field(None, ge=0, description="label classes; 0 = unconditional; null = those of the data")
     augment_dim: int = Field(0, ge=0, description="width of the augmentation label (9 for EDM's); 0 = none")
-    resample: Literal["conv", "residual"] = Field("conv", description="strided convolutions, or residual blocks (BigGAN)")
+    resample: Literal["conv", "residual"] = Field(
+        "conv", description="strided convolutions, or residual blocks (BigGAN)"
+    )
     downsample_padding: Literal["both", "end"] = Field("both", description="zero padding of strided convolutions")
     conditioning: Literal["add", "scale_shift"] = Field("add", description="how the embedding enters a residual block")
     label_position: Literal["before", "after"] = Field("after", description="label added before or after the time MLP")

@@ -21,7 +21,7 @@ class SampleSettings(Settings):
     sampler: str = Field("dpmpp2m", description="dpmpp2m, heun, euler, ddim or ddpm")
     steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
     grid: Literal["karras", "log", "time", "ddim"] | None = Field(
-        None, description="spacing of the noise levels; default: the sampler's (dpmpp2m: karras)"
+        None, description="spacing of the noise levels; default: the sampler's (dpmpp2m: log; heun: karras)"
     )
     guidance: float = Field(1.0, ge=0, description="1 = conditional, 0 = unconditional, above 1 exaggerates the class")
     guidance_interval: tuple[float, float] | None = Field(

@@ -19,7 +19,9 @@ class Denoising(Settings):
     kind: Literal["denoising"] = "denoising"
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weight (5 is usual); null = unweighted")
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of images trained without their label")
-    augment_probability: float = Field(0.0, ge=0, le=1, description="EDM's non-leaky augmentation (needs augment_dim=9)")
+    augment_probability: float = Field(
+        0.0, ge=0, le=1, description="EDM's non-leaky augmentation (needs augment_dim=9)"
+    )
 
 
 class Supervised(Settings):
@@ -49,7 +51,9 @@ class LoopSettings(Settings):
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
     ema_halflife_images: int = Field(500_000, ge=0, description="half-life of the weight average; 0 = no averaging")
     ema_rampup: float | None = Field(0.05, gt=0, description="half-life is at most this share of the images seen")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the network; auto = what is fastest")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the network; auto = what is fastest"
+    )
     channels_last: bool = Field(True, description="channels-last memory format")
     compile: bool = Field(False, description="torch.compile the network (worth it on a GPU)")
     seed: int = Field(0, ge=0, description="seed of weights, noise, order and dropout")
