@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from twofold.data import open_store
-from twofold.learn import precision
+from twofold.learn import fastest
 from twofold.learn.events import Stepped
 from twofold.learn.loop import Trainer
 from twofold.run import Run
@@ -152,7 +152,7 @@ def main() -> None:
             "training",
             setting=arguments.setting,
             our_precision=trainer.environment.precision,
-            bf16_instructions=precision.has_bf16(),
+            bf16_instructions=fastest.has_bf16(),
             **found,
             images_per_second=best,
             mean_loss={"twofold": round(mean, 4), "diffusers": round(float(np.mean(losses)), 4)},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,41 @@ def test_processes_make_the_same_folder_as_one(unet: UNets, tmp_path: Path, worl
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     for rank in range(world):  # each of them finds it done
         assert produce(denoiser, tmp_path / "many", ASKED, rank, world).made == 0
+
+
+WORKER = """
+import sys, time
+from twofold.generate import produce
+from twofold.oracle import MixtureDenoiser
+from twofold.settings.sample import SampleSettings
+
+denoiser = MixtureDenoiser([[[[0.5]]], [[[-0.5]]]], [0.2, 0.3], [1.0, 1.0])
+progress = (lambda done, total: time.sleep(600)) if sys.argv[3] == "hang" else None
+settings = SampleSettings(n=40, micro_batch=4, steps=3)
+print(produce(denoiser, sys.argv[1], settings, "abc123", int(sys.argv[2]), 2, progress).complete)
+"""
+
+
+def worker(out: Path, rank: int, mode: str = "run") -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", WORKER, str(out), str(rank), mode]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def test_real_processes_one_of_them_killed(tmp_path: Path) -> None:
+    denoiser = MixtureDenoiser(torch.tensor([0.5, -0.5]).view(2, 1, 1, 1), [0.2, 0.3], [1.0, 1.0])
+    produce(denoiser, tmp_path / "one", SampleSettings(n=40, micro_batch=4, steps=3))
+    out = tmp_path / "two"
+    runs = [worker(out, 0), worker(out, 1, "hang")]
+    first = out / "chunks" / "00000001.chunk"  # of process 1, which then hangs
+    deadline = time.monotonic() + 120
+    while not first.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    runs[1].kill()
+    assert [run.communicate(timeout=120)[0] for run in runs] == ["False\n", ""]
+    again = [worker(out, rank) for rank in range(2)]  # both at once
+    assert "True\n" in [run.communicate(timeout=120)[0] for run in again]
+    assert all(run.returncode == 0 for run in again)
+    assert contents(out) == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize("when", [1, 8])
@@ -258,13 +296,9 @@ def test_outputs_can_be_left_out(oracle: MixtureDenoiser, tmp_path: Path) -> Non
     assert not (tmp_path / "c" / "grid.png").exists()  # no such image exists
     with np.load(tmp_path / "c" / "images.npz") as archive:
         assert archive["arr_0"].shape == (10, 3, 3, 2)
-    for out in "abc":
-        assert produce_images(
-            {"a": oracle, "b": oracle, "c": two}[out],
-            tmp_path / out,
-            ASKED.model_copy(update={"png": out == "b", "npz": out != "b"}),
-            "abc123",
-        ).made == 0
+    for out, denoiser in {"a": oracle, "b": oracle, "c": two}.items():  # and each is known to be complete
+        wanted = ASKED.model_copy(update={"png": out == "b", "npz": out != "b"})
+        assert produce(denoiser, tmp_path / out, wanted).made == 0
 
 
 def test_given_seeds_and_labels(oracle: MixtureDenoiser, tmp_path: Path) -> None:
@@ -400,9 +434,7 @@ def test_settings_are_read_from_assignments() -> None:
 
     words = ["n=8", "label=cat", "guidance_interval=[0.1, 2]", "eta=0.5", "sampler=ddim", "png=false"]
     found, _ = resolve(SampleSettings, [("command line", parse_assignments(words))])
-    assert found == SampleSettings(
-        n=8, label="cat", guidance_interval=(0.1, 2.0), eta=0.5, sampler="ddim", png=False
-    )
+    assert found == SampleSettings(n=8, label="cat", guidance_interval=(0.1, 2.0), eta=0.5, sampler="ddim", png=False)
     assert resolve(SampleSettings, [("command line", parse_assignments(["label=3"]))])[0].label == 3
     with pytest.raises(UserError, match="did you mean 'steps'"):
         resolve(SampleSettings, [("command line", parse_assignments(["step=3"]))])

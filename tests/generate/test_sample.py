@@ -54,9 +54,7 @@ def test_image_of_a_seed_is_bit_identical_in_any_batch(unet: UNets, name: str, n
 
 @shared
 @given(seeds=st.lists(st.integers(0, 8), min_size=1, max_size=9, unique=True), micro_batch=st.integers(1, 6))
-def test_another_micro_batch_moves_an_image_by_at_most_a_level(
-    unet: UNets, seeds: list[int], micro_batch: int
-) -> None:
+def test_another_micro_batch_moves_an_image_by_at_most_a_level(unet: UNets, seeds: list[int], micro_batch: int) -> None:
     denoiser = unet("edm")
     whole = sample(denoiser, 9, label=[0, 1, 2] * 3, steps=3, micro_batch=9)
     other = sample(denoiser, seeds, label=[seed % 3 for seed in seeds], steps=3, micro_batch=micro_batch)

@@ -3,6 +3,8 @@
     complete     False until every image is there
     request      what was asked for: seed and label of every image (see `compact`), sampler, steps, guidance, ...
     versions     what the exact bits depend on besides: package versions and the kind of device
+
+Nothing in it depends on when, or by how many processes, the images were made.
 """
 
 from __future__ import annotations

@@ -192,10 +192,12 @@ class _Job:
         """Makes the chunks of these numbers that are not there; returns how many images it computed."""
         total = sum(len(self._seeds_of(i)) for i in indices)
         done = made = 0
-        (self.out / "chunks").mkdir(exist_ok=True)
         for i in indices:
             count = len(self._seeds_of(i))
             if read_chunk(self._chunk_file(i)) is None:
+                # another process may have put everything together since, and removed the chunks
+                if self._is_complete(manifest.read(self.out)):
+                    break
                 self._make(i)
                 made += count
             done += count
@@ -207,6 +209,7 @@ class _Job:
         """Puts the outputs together if all chunks are there, and removes them; True when the folder is complete."""
         with self._lock():
             if self._is_complete(manifest.read(self.out)):
+                self._clean()
                 return True
             if not all(self._chunk_file(i).is_file() for i in range(self.chunks)):
                 return False
@@ -255,6 +258,7 @@ class _Job:
             for k, image in enumerate(images, self._part(i).start):
                 self._png_file(k).parent.mkdir(parents=True, exist_ok=True)
                 write_png(self._png_file(k), image)
+        self._chunk_file(i).parent.mkdir(exist_ok=True)
         write_chunk(self._chunk_file(i), images)
         return images
 

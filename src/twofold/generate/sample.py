@@ -9,8 +9,8 @@ one uint8 level. The solver's state is float64 (float32 where the device has non
 
 Default: DPM-Solver++(2M) on 20 levels uniform in ln sigma, the spacing of its theory. For exact denoisers of mixtures
 around CIFAR-10 images (EDM's and DDPM's ranges of sigma) its samples have the right spread around the images within
-2 %; 20 Karras levels are 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun (35 evaluations) 11 %. All of them reach as many
-different images.
+2 %; 20 Karras levels are up to 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun (35 evaluations) 11 %. All of them reach
+about as many different images.
 """
 
 from __future__ import annotations

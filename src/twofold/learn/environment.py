@@ -1,4 +1,4 @@
-"""What bit-exactness depends on besides the settings: stored with the run, reused on resuming."""
+"""What bit-exactness depends on besides the settings: chosen once, stored with the run, reused on resuming."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import UserError
 from ..settings.train import LoopSettings
+from . import fastest
 
 
 @dataclass(frozen=True)
 class Environment:
-    """precision and micro_batch in force, processes, CPU threads, kind of device, torch version."""
+    """precision, micro_batch and CPU threads in force, processes, kind of device, torch version."""
 
     precision: str
     micro_batch: int
-    world: int
     threads: int
+    world: int
     device: str
     torch: str
 
@@ -33,29 +35,36 @@ def micro_batch(settings: LoopSettings, world: int) -> int:
     share = settings.batch_size // world
     size = min(settings.micro_batch or share, share)
     if share % size:
-        raise UserError(
-            f"train.micro_batch={size}", f"does not divide the {share} images each process trains on per step"
-        )
+        raise UserError(f"train.micro_batch={size}", f"does not divide the {share} images of each process and step")
     return size
 
 
-def reconcile(stored: dict[str, Any], now: Environment) -> tuple[Environment, list[str]]:
-    """The environment to go on with: stored precision, micro-batch and threads where they can be kept.
+def choose(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    settings: LoopSettings,
+    device: torch.device,
+    world: int,
+    stored: dict[str, Any] | None,
+) -> tuple[Environment, list[str]]:
+    """What to train with, and a line for every difference to `stored` that ends bit-exactness.
 
-    Returns it and a line for every difference that ends bit-exactness.
+    stored: the environment of the run that is continued; what can be kept of it is kept, the rest is measured.
     """
-    same_split = stored["world"] == now.world
-    kept = Environment(
-        precision=stored["precision"] if stored["device"] == now.device else now.precision,
-        micro_batch=stored["micro_batch"] if same_split else now.micro_batch,
-        world=now.world,
-        threads=stored["threads"] if stored["threads"] <= torch.get_num_threads() else now.threads,
-        device=now.device,
-        torch=now.torch,
-    )
+    size = micro_batch(settings, world)
+    kept = stored if stored and stored["device"] == device.type else None
+    format_: str = settings.precision
+    if format_ == "auto":
+        format_ = kept["precision"] if kept else fastest.precision(model, shape, device)
+    count = torch.get_num_threads()
+    if kept and kept["threads"] <= count:
+        count = kept["threads"]
+    elif device.type == "cpu":
+        count = fastest.threads(model, shape, size, fastest.DTYPES[format_])
+    now = Environment(format_, size, count, world, device.type, torch.__version__)
     changed = [
         f"{name} was {stored[name]}, now {value}: the result will not be bit-identical to an uninterrupted run"
-        for name, value in kept.to_dict().items()
-        if stored[name] != value
+        for name, value in now.to_dict().items()
+        if stored and stored[name] != value
     ]
-    return kept, changed
+    return now, changed

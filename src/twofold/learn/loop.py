@@ -9,6 +9,7 @@ seen, rank), so a run that was killed continues from its newest state bit for bi
 from __future__ import annotations
 
 import io
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 
 from ..data import Store
 from ..errors import UserError
-from ..files import atomic_bytes
+from ..files import atomic_bytes, atomic_json
 from ..run import Run, State, build, newest_state, save_model, save_state
 from ..settings.train import TrainSettings
-from . import precision
 from .batches import Batch, Batches
 from .ema import Average, decay
-from .environment import Environment, micro_batch, reconcile
+from .environment import choose
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
+from .fastest import DTYPES
 from .objectives import Objective, objective
 from .optimise import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from .validation import PREVIEWS, Validation, averaged
@@ -123,26 +124,18 @@ class Trainer:
             self.run.log_file.unlink(missing_ok=True)
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
-        loop = self.loop
-        chosen: str = loop.precision
-        stored = state.facts["environment"] if state else None
-        if chosen == "auto":
-            chosen = stored["precision"] if stored else precision.choose(self.model, self.model.shape, self.device)
-            chosen = gather_object([chosen])[0] if self.world > 1 else chosen  # one answer for all ranks
-        now = Environment(
-            chosen,
-            micro_batch(loop, self.world),
-            self.world,
-            torch.get_num_threads(),
-            self.device.type,
-            torch.__version__,
-        )
-        if stored:
-            now, changed = reconcile(stored, now)
-            yield from map(Note, changed)
-        torch.set_num_threads(now.threads)
-        self.environment = now
-        self.model.autocast = precision.DTYPES[now.precision]
+        """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
+        file = self.run.path / "environment.json"
+        stored = state.facts["environment"] if state else json.loads(file.read_text()) if file.is_file() else None
+        chosen = choose(self.model, self.model.shape, self.loop, self.device, self.world, stored)
+        if self.world > 1:  # measurements differ between ranks; the first one's count
+            chosen = gather_object([chosen])[0]
+        self.environment, changed = chosen
+        yield from map(Note, changed)
+        if self.main and stored is None:
+            atomic_json(file, self.environment.to_dict())
+        torch.set_num_threads(self.environment.threads)
+        self.model.autocast = DTYPES[self.environment.precision]
 
     def _restore(self, state: State) -> None:
         part = lambda prefix: {  # noqa: E731

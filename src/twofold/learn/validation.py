@@ -89,9 +89,7 @@ class Validation:
         mine = None if labels is None else labels[self.rank :: self.world]
         chosen = self.settings.validation
         batch = min(64, len(seeds))
-        images = sample(
-            denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch
-        )
+        images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch)
         return images.cpu(), mine or [-1] * len(seeds)
 
     def reference(self) -> Gaussian:

@@ -1,0 +1,81 @@
+"""What this device computes this network fastest with: number format and, on a CPU, threads. Measured, not guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROBE = 16  # images of a first probe; large networks are not probed further
+QUICK = 0.4  # seconds of a training step below which the number of threads is worth measuring
+
+
+def precision(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> str:
+    """`bf16`, `fp16` or `fp32`.
+
+    On CUDA by what the card computes natively. On a CPU with bf16 instructions by timing a few training steps of
+    both: small networks are slower in bf16 there.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type != "cpu" or not has_bf16():
+        return "fp32"
+    seconds = {name: step_seconds(model, shape, device, PROBE, DTYPES[name]) for name in ("fp32", "bf16")}
+    return "bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"
+
+
+def threads(model: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype | None) -> int:
+    """CPU threads for training steps of `batch` images: all of torch's, or one where that is faster.
+
+    A small network spends its step on starting and joining threads, and on a machine that others use as well, threads
+    that wait for each other can be many times slower than one.
+    """
+    most = torch.get_num_threads()
+    device = torch.device("cpu")
+    if most == 1 or step_seconds(model, shape, device, PROBE, dtype, 2) * batch / PROBE > QUICK:
+        return most
+    seconds = {}
+    for count in (most, 1):
+        with _threads(count):
+            seconds[count] = step_seconds(model, shape, device, batch, dtype)
+    return min(seconds, key=lambda count: seconds[count])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (avx512_bf16 or amx_bf16)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def step_seconds(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    batch: int,
+    dtype: torch.dtype | None,
+    times: int = 4,
+) -> float:
+    """Seconds of a forward and backward pass; the best of `times`, the first of which also sets up kernels."""
+    network: nn.Module = model.network  # type: ignore[assignment]
+    x, c_noise = torch.zeros(batch, *shape, device=device), torch.zeros(batch, device=device)
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            network(x, c_noise).float().square().mean().backward()
+        best = min(best, time.perf_counter() - start)
+    network.zero_grad(set_to_none=True)
+    return best
