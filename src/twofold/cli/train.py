@@ -142,4 +142,5 @@ def print_result(out: Path, result: dict[str, Any]) -> None:
     print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
     print("  " + metrics_line(result["metrics"]))
     print(f"  report: {out / 'report.html'}")
-    print(f"  next: twofold sample {out}    twofold evaluate {out}")
+    generates = "accuracy" not in result["metrics"]
+    print("  next: " + (f"twofold sample {out}    " if generates else "") + f"twofold evaluate {out}")

@@ -1,17 +1,22 @@
-"""What computes: plain modules that know neither sigma nor noise theory."""
+"""What computes: plain modules that know neither sigma nor noise theory. One entry of `NETWORKS` per kind."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from ..settings.network import NetworkSettings
+from .convnet import ConvNet
+from .unet import UNet
+
+NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
+    "unet": lambda settings, shape, classes: UNet(settings, shape),
+    "convnet": ConvNet,
+}
 
 
 def build(settings: NetworkSettings, shape: tuple[int, int, int], classes: int = 0) -> nn.Module:
-    """The network of these settings for images of this shape."""
-    from .unet import UNet
-
-    networks: dict[str, Any] = {"unet": lambda: UNet(settings, shape)}  # type: ignore[arg-type]
-    return networks[settings.kind]()
+    """The network of these settings for images of this shape; `classes` is how many the data has."""
+    return NETWORKS[settings.kind](settings, shape, classes)

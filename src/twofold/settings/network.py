@@ -46,7 +46,7 @@ class ConvNetSettings(Settings):
     """A small convolutional classifier: the independent judge of generated images, or a student."""
 
     kind: Literal["convnet"] = "convnet"
-    channels: int = Field(64, ge=4, description="channels of the first stage; doubled at each reduction")
+    channels: int = Field(32, ge=4, description="channels of the first stage; doubled at each reduction")
     stages: int = Field(2, ge=1, description="stages, each halving the resolution after the first")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout before the linear layer")
     classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
