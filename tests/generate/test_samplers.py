@@ -182,13 +182,37 @@ def test_churn_follows_algorithm_2_and_stays_below_the_first_level() -> None:
         levels.append(float(sigma))
         return oracle.denoise(x, sigma)
 
-    sigmas = torch.tensor([10.0, 4.0, 1.0, 0.1, 0.0], dtype=torch.float64)
-    options = {"s_churn": 0.8, "s_min": 0.5, "s_max": 20.0, "s_noise": 1.003}
+    sigmas = torch.tensor([10.0, 6.0, 4.0, 1.0, 0.1, 0.0], dtype=torch.float64)
+    options = {"s_churn": 1.0, "s_min": 1.0, "s_max": 4.0, "s_noise": 1.003}
     final(SAMPLERS["heun"].function(denoise, 10 * normal(2), sigmas, noise_source(2), **options))
-    assert levels == pytest.approx([10.0, 4.0, 4.8, 1.0, 1.2, 0.1, 0.1])
+    assert levels == pytest.approx([10, 6, 6, 4, 4.8, 1, 1.2, 0.1, 0.1])  # both ends included
     levels.clear()
     final(SAMPLERS["heun"].function(denoise, 10 * normal(2), sigmas, noise_source(2), s_churn=100.0))
-    assert levels == pytest.approx([10, 4, 4 * 2**0.5, 1, 2**0.5, 0.1, 0.1 * 2**0.5])
+    root = 2**0.5
+    assert levels == pytest.approx([10, 6, 6 * root, 4, 4 * root, 1, root, 0.1, 0.1 * root])
+
+
+def test_noise_is_drawn_only_where_it_is_used() -> None:
+    """One tensor for every stochastic step, none on the step into sigma 0, so that draw k belongs to step k."""
+    sigmas = torch.tensor([10.0, 4.0, 1.0, 0.1, 0.0], dtype=torch.float64)
+    for name, options, count in (
+        ("ddpm", {}, 3),
+        ("ddpm", {"variance": "large"}, 3),
+        ("ddim", {"eta": 0.3}, 3),
+        ("ddim", {}, 0),
+        ("heun", {}, 0),
+        ("heun", {"s_churn": 1.0, "s_max": 1.0}, 2),
+        ("dpmpp2m", {}, 0),
+        ("euler", {}, 0),
+    ):
+        drawn = []
+
+        def noise(drawn: list[int] = drawn) -> Tensor:
+            drawn.append(1)
+            return normal(2)
+
+        final(SAMPLERS[name].function(gaussian().denoise, 10 * normal(2), sigmas, noise, **options))
+        assert len(drawn) == count
 
 
 def test_churned_noise_has_the_promised_size() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.errors import UserError
 from twofold.measure import nearest, neighbour_report, neighbours, precision_recall
+from twofold.measure.neighbours import manifold_radii
 
 
 def brute(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -93,6 +94,7 @@ def test_precision_recall_equals_prdc_and_the_definition(n: int, m: int, dims: i
         radii = np.sort(brute(references, references), 1)[:, k]
         assert ours == pytest.approx((brute(queries, references) <= radii).any(1).mean(), abs=1e-12)
     theirs = pytest.importorskip("prdc").compute_prdc(real.astype(np.float64), fake.astype(np.float64), nearest_k=k)
+    assert precision_recall(real, fake, k, manifold_radii(real, k)) == (precision, recall)
     assert precision == pytest.approx(theirs["precision"], abs=1e-12)
     assert recall == pytest.approx(theirs["recall"], abs=1e-12)
 
@@ -149,3 +151,5 @@ def test_mistakes(queries: np.ndarray, references: np.ndarray, k: int, message: 
 def test_too_few_images_for_a_manifold(n: int, m: int) -> None:
     with pytest.raises(UserError, match=r"k=3: 3 (real|fake) images"):
         precision_recall(np.zeros((n, 2)), np.zeros((m, 2)))
+    with pytest.raises(UserError, match="k=3: 3 images"):
+        manifold_radii(np.zeros((3, 2)))

@@ -254,7 +254,9 @@ def noise_of(scheduler: Mapping[str, Any]) -> VPNoise:
         if alphas is not None and np.allclose(alphas, alpha_bar(noise), rtol=1e-5, atol=0):
             return noise
     shown = {key: scheduler[key] for key in ("beta_schedule", "beta_start", "beta_end") if key in scheduler}
-    where = ", ".join(f"{key}={value}" for key, value in shown.items()) or str(scheduler.get("_class_name", "scheduler"))
+    where = ", ".join(f"{key}={value}" for key, value in shown.items()) or str(
+        scheduler.get("_class_name", "scheduler")
+    )
     raise UserError(where, f"no noise table of twofold over {steps} steps", f"twofold has {', '.join(BETAS)}")
 
 

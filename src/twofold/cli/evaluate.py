@@ -54,6 +54,8 @@ def evaluate(
     from ..run import Run, load
 
     in_run = (Path(source) / "settings.yaml").is_file()
+    if not in_run and not Path(source).exists():
+        load(source)  # a hub name, or a clear error
     data = settings.data or (Run.open(source).settings().data if in_run else None)
     if data is None:
         raise UserError("data", "not given, and the images come from no run that knows its data", "add data=SOURCE")

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from .. import __version__
 from ..data import Store, open_store
 from ..errors import UserError
-from ..run import Run
+from ..run import Run, build
 from ..settings.train import TrainSettings
 from .events import Event, Note
 from .loop import Trainer
@@ -46,6 +46,8 @@ def train(
     with accelerator.main_process_first():  # one packs, the others find it packed
         store = open_store(settings.data, packing if main else None)
     settings = complete(settings, store)
+    with torch.device("meta"):  # what cannot be built is said before a folder is made
+        build(settings, store.shape, store.classes)
     run = Run(Path(out))
     if main:
         run = Run.start(out, settings, header=f"# {command}" if command else "")

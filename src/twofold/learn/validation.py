@@ -88,6 +88,8 @@ class Validation:
         labels = labels_for(range(count), denoiser.classes)
         mine = None if labels is None else labels[self.rank :: self.world]
         chosen = self.settings.validation
+        if not seeds:  # more processes than images
+            return torch.empty((0, *denoiser.shape), dtype=torch.uint8), []
         batch = min(64, len(seeds))
         images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch)
         return images.cpu(), mine or [-1] * len(seeds)
@@ -100,7 +102,7 @@ class Validation:
 
     def statistics(self, images: Tensor) -> Gaussian:
         """Statistics of these images under the encoder."""
-        return Gaussian.of(embed(self.encoder, images))
+        return Gaussian.of(embed(self.encoder, images)) if len(images) else Gaussian()
 
     def frechet(self, statistics: Gaussian) -> float:
         """Frechet distance to the validation images."""

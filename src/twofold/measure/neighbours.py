@@ -35,19 +35,31 @@ def nearest(queries: Tensor | np.ndarray, references: Tensor | np.ndarray, k: in
     return squares.sqrt().cpu(), indices.cpu()
 
 
-def precision_recall(real: Tensor | np.ndarray, fake: Tensor | np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+    real: Tensor | np.ndarray, fake: Tensor | np.ndarray, k: int = 3, real_radii: Tensor | None = None
+) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2): two shares in [0, 1].
 
     real (N, D) and fake (M, D) features. A set's manifold is the union of balls around its vectors, each reaching to
     the k-th nearest other vector of the set. Precision: the share of fake on real's manifold (are they plausible?).
     Recall: the share of real on fake's manifold (is everything covered?). Both depend on N and M: compare at equal
-    numbers. Raises `UserError` where a set has k vectors or fewer.
+    numbers. real_radii: `manifold_radii(real, k)`, most of the work, where several sets meet the same real images.
+    Raises `UserError` where a set has k vectors or fewer.
     """
     real, fake = _checked(real, fake)
     for name, rows in (("real", real), ("fake", fake)):
         if len(rows) <= k or k < 1:
             raise UserError(f"k={k}", f"{len(rows)} {name} images", f"1 to {len(rows) - 1}, or more images")
-    return _covered(fake, real, k), _covered(real, fake, k)
+    real_radii = manifold_radii(real, k) if real_radii is None else real_radii
+    return _covered(fake, real, real_radii), _covered(real, fake, manifold_radii(fake, k))
+
+
+def manifold_radii(rows: Tensor | np.ndarray, k: int = 3) -> Tensor:
+    """Squared distance (N,) float64 of each vector to its k-th nearest other one. Raises `UserError` as `nearest`."""
+    rows, _ = _checked(rows, rows)
+    if not 1 <= k < len(rows):
+        raise UserError(f"k={k}", f"{len(rows)} images", f"1 to {len(rows) - 1}, or more images")
+    return _search(rows.double(), rows.double(), k + 1)[0][:, k]  # the nearest one is the vector itself
 
 
 def neighbour_report(
@@ -69,10 +81,10 @@ def neighbour_report(
     }
 
 
-def _covered(queries: Tensor, references: Tensor, k: int) -> float:
+def _covered(queries: Tensor, references: Tensor, radii: Tensor) -> float:
     """Share of queries inside the ball of at least one reference. In float64: a radius is no place for rounding."""
     queries, references = queries.double(), references.double()
-    radii = _search(references, references, k + 1)[0][:, k]  # squared; the nearest one is the vector itself
+    radii = radii.to(references.device)
     q, r, norms = _centred(queries, references)
     inside = torch.zeros(len(q), dtype=torch.bool, device=q.device)
     for rows in _chunks(len(q), len(r) * 8 * 3):

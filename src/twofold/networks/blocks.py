@@ -26,10 +26,18 @@ def group_count(channels: int, groups: int, group_channels: int) -> int:
     return next(count for count in range(most, 0, -1) if channels % count == 0)
 
 
-def group_norm(channels: int, settings: UNetSettings, groups: int | None = None) -> nn.GroupNorm:
-    """The group norm of these settings over `channels`."""
-    count = group_count(channels, groups or settings.norm_groups, settings.norm_group_channels)
-    return nn.GroupNorm(count, channels, eps=settings.norm_eps)
+class Norm(nn.GroupNorm):
+    """The group norm of these settings over `channels`; computed, and returned, in the precision of its weights.
+
+    Under autocast that is float32: more exact, and on a CPU faster than its bfloat16 kernels.
+    """
+
+    def __init__(self, channels: int, settings: UNetSettings, groups: int | None = None) -> None:
+        count = group_count(channels, groups or settings.norm_groups, settings.norm_group_channels)
+        super().__init__(count, channels, eps=settings.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -96,10 +104,12 @@ class Attention(nn.Module):
         name = "head_channels" if settings.head_channels else "heads"
         divisor = settings.head_channels or settings.heads
         if channels % divisor:
-            raise UserError(f"network.{name}={divisor}", f"does not divide {channels}, the channels of an attention layer")
+            raise UserError(
+                f"network.{name}={divisor}", f"does not divide {channels}, the channels of an attention layer"
+            )
         self.heads = channels // divisor if settings.head_channels else divisor
         self.skip_scale = settings.skip_scale
-        self.norm = group_norm(channels, settings)
+        self.norm = Norm(channels, settings)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
@@ -134,10 +144,10 @@ class Block(nn.Module):
         self.dropout = settings.dropout
         self.scale_shift = settings.conditioning == "scale_shift"
         self.skip_scale = settings.skip_scale
-        self.norm1 = group_norm(in_channels, settings)
+        self.norm1 = Norm(in_channels, settings)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.emb = nn.Linear(4 * settings.channels, channels * (2 if self.scale_shift else 1))
-        self.norm2 = group_norm(channels, settings)
+        self.norm2 = Norm(channels, settings)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         project = in_channels != channels or (resample is not None and settings.resample_projection)
         self.skip = nn.Conv2d(in_channels, channels, 1) if project else None

@@ -19,7 +19,7 @@ from ..denoiser import State
 from ..errors import UserError
 from ..settings.network import UNetSettings
 from ..taps import Layer
-from .blocks import Attention, Block, Downsample, Middle, Stem, Upsample, group_norm, silu
+from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, silu
 
 Cond = Mapping[str, Tensor]
 EDM_CLOSING_GAIN, EDM_QKV_GAIN = 1e-5, math.sqrt(0.2)
@@ -111,7 +111,7 @@ class UNet(nn.Module):
         self.layers["mid"] = Layer(self.mid, widths[-1], self.multiple)
         self._build_decoder(widths, attends, skips)
         self.aliases = {f"out_{k + 1}": f"dec.{k}" for k in range(len(self.dec))}
-        self.norm = group_norm(widths[0], settings, settings.out_norm_groups)
+        self.norm = Norm(widths[0], settings, settings.out_norm_groups)
         self.out = nn.Conv2d(widths[0], shape[0], 3, padding=1)
         self._initialise()
 

@@ -42,14 +42,16 @@ def save_model(
 ) -> None:
     """Writes weights (EMA as a rule) with everything that is needed to use them, atomically."""
     table = [{"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()]
-    metadata = {
+    facts = {
         "format": FORMAT,
-        "settings": settings.model_dump_json(),
-        "shape": json.dumps(list(model.shape)),
-        "classes": json.dumps(list(model.class_names)),
-        "layers": json.dumps(table),
-        "n_images": str(n_images),
+        "settings": settings.model_dump(mode="json"),
+        "shape": list(model.shape),
+        "classes": list(model.class_names),
+        "layers": table,
+        "n_images": n_images,
     }
+    # one entry, because safetensors writes several in any order and equal models should be equal files
+    metadata = {"twofold": json.dumps(facts)}
     plain = {name: value.detach().to("cpu").contiguous() for name, value in weights.items()}
     atomic_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
@@ -64,12 +66,15 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
         raise UserError(
             str(path), f"not a readable safetensors file ({error})", "train again or copy it anew"
         ) from None
-    if metadata.get("format") != FORMAT:
+    if "twofold" not in metadata:
         raise UserError(str(path), "holds weights, but not a twofold model", "pass a run folder or a model.safetensors")
-    settings = TrainSettings.model_validate_json(metadata["settings"])
-    shape = tuple(json.loads(metadata["shape"]))
+    facts = json.loads(metadata["twofold"])
+    if facts["format"] != FORMAT:
+        raise UserError(str(path), f"has format {facts['format']}, this version reads {FORMAT}", "update twofold")
+    settings = TrainSettings.model_validate(facts["settings"])
+    shape = tuple(facts["shape"])
     with torch.device("meta"):
-        model = build(settings, shape, json.loads(metadata["classes"]))
+        model = build(settings, shape, facts["classes"])
     check_weights(str(path), model.network, weights)
     model.network.load_state_dict(weights, assign=True)
     model.to(device)

@@ -1,0 +1,36 @@
+"""The README's Python runs, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from twofold.cli.main import VERBS, main
+from twofold.settings.presets import preset_names
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["network.channels=8", "network.blocks=1", "train.n_images=128", "train.batch_size=64"]
+    words += ["validation.samples=0", "train.preview_images=1000000", "train.log_images=64"]
+    assert main(["train", "digits", *words, "--out", "runs/demo/digits", "--quiet"]) == 0
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_in_the_readme_exist() -> None:
+    used = re.findall(r"^twofold ([a-z]+)|`twofold ([a-z]+)", README, re.M)
+    assert {a or b for a, b in used} <= set(VERBS) and len(used) > 8
+
+
+def test_presets_in_the_readme_exist() -> None:
+    listed = README.split("## Presets")[1].split("##")[0]
+    names = set(re.findall(r"`([a-z0-9-]+)`", listed))
+    assert names == set(preset_names())
