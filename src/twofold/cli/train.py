@@ -29,8 +29,10 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or f"runs/{name}-{settings_hash(settings)}")
     if args.dry_run:
         return dry_run(settings, args.device)
-    result = train_run(settings, out, args.device, args.quiet, command_line())
-    print_result(out, result)
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of a torchrun, one speaks
+    result = train_run(settings, out, args.device, args.quiet or not first, command_line())
+    if first:
+        print_result(out, result)
     return 0
 
 

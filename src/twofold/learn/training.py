@@ -125,7 +125,12 @@ def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "metrics": {**last, **{f"best_{name}": value for name, value in trainer.best.items()}},
-        "data": {"name": store.name, "hash": store.content_hash, "train_images": len(store.indices("train"))},
+        "data": {
+            "name": store.name,
+            "hash": store.content_hash,
+            "train_images": len(store.indices("train")),
+            "bad_images": store.meta["bad_images"],
+        },
         "seed": trainer.loop.seed,
         "n_images": trainer.n_images,
         "nonfinite_steps": trainer.totals["nonfinite"],
