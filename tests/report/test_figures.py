@@ -55,7 +55,7 @@ def test_every_pixel_becomes_a_square(n: int, channels: int, height: int, width:
     given_images = images(n, channels, height, width)
     across = min(columns, n)
     canvas = pixels(image_grid(given_images, columns, width=100))
-    scale = max(1, (100 - 4 * (across - 1)) // (across * width))
+    scale = max(1, round((100 - 4 * (across - 1)) / (across * width)))
     high, wide = scale * height, scale * width
     covered = np.zeros(canvas.shape[:2], bool)
     for i, image in enumerate(given_images):

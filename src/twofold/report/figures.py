@@ -69,7 +69,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
             top.plot(*held_out, color=ORANGE, marker="o", markersize=4, linestyle="--", label="held-out")
         _logarithmic(top, np.concatenate([smoothed, held_out[1]]))
         top.set_ylabel("loss")
-        top.legend(loc="upper right", handlelength=1.6)
+        top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.6, borderaxespad=0.2)
         for axis, (name, series) in zip(axes[1:], extra.items(), strict=True):
             axis.plot(*series, color=ORANGE, marker="o", markersize=4, linestyle="--")
             axis.set_ylabel(PANELS[name])

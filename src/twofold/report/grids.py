@@ -16,8 +16,8 @@ import numpy as np
 
 WIDTH = 720  # pixels a grid aims at; shown at half of that on a telephone
 INK = (122, 122, 122, 255)  # contrast of about 4.3 to 1 on white and on near-black
-TEXT = 22  # pixels; 11 on a telephone
-LINE = 30
+TEXT = 24  # pixels; 11 on a telephone
+LINE = 32
 
 Cells = Sequence[Sequence[np.ndarray | None]]
 
@@ -107,7 +107,7 @@ def _draw(
     tile = next(tile for row in cells for tile in row if tile is not None)
     margin = int(max(font.getlength(word) for word in left)) + 12 if left else 0
     gap = 4
-    scale = max(1, (width - margin - gap * (across - 1)) // (across * tile.shape[1]))
+    scale = max(1, round((width - margin - gap * (across - 1)) / (across * tile.shape[1])))
     high, wide = tile.shape[0] * scale, tile.shape[1] * scale
     captions = below or [[]] * len(cells)
     step = [high + (LINE + 2 * gap if words else gap) for words in captions]
@@ -136,7 +136,7 @@ def _draw(
 
 def _write(pen: Any, word: str, x: float, y: float, room: int) -> None:
     """One centred line that fits into `room` pixels: smaller letters first, then fewer."""
-    for size in (TEXT, 18, 15):
+    for size in (TEXT, 20, 16):
         font = _font(size)
         if font.getlength(word) <= room:
             break
