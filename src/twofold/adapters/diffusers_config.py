@@ -238,7 +238,7 @@ def _resample(c: Mapping[str, Any]) -> Literal["conv", "residual"]:
                 kinds.add(known[name])
     if len(kinds) > 1:
         raise UserError(f"down_block_types={c['down_block_types']}", "strided and residual resampling are mixed", "")
-    return kinds.pop() if kinds else "conv"
+    return "residual" if "residual" in kinds else "conv"
 
 
 def noise_of(scheduler: Mapping[str, Any]) -> VPNoise:

@@ -61,7 +61,7 @@ def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
 
     from diffusers import UNet2DModel
 
-    model = UNet2DModel(**config)
+    model: Any = UNet2DModel(**config)  # its stubs do not say that it is a module
     model.load_state_dict(theirs, assign=True)
     return model.eval()
 
@@ -75,7 +75,7 @@ def to_scheduler(denoiser: Denoiser) -> DDPMScheduler:
     return DDPMScheduler(**betas, clip_sample=denoiser.clip)
 
 
-def from_diffusers(source: UNet2DModel | str | Path, scheduler: Any = None) -> NetworkDenoiser:
+def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
     """A UNet2DModel, or a folder that holds one (a pipeline's, or the unet's own), as a denoiser in evaluation mode.
 
     scheduler: a diffusers scheduler with betas, or its configuration; a pipeline's folder brings its own. Without one
@@ -102,7 +102,7 @@ def from_diffusers(source: UNet2DModel | str | Path, scheduler: Any = None) -> N
     check_groups(network, f"norm_num_groups={settings.norm_groups}")
     _assign(network, {_new_name(name): tensor for name, tensor in weights.items()}, where)
     clip = bool(scheduler.get("clip_sample", True))
-    return NetworkDenoiser(network, family(noise), shape, settings.classes, clip=clip).eval()
+    return NetworkDenoiser(network, family(noise), shape, settings.classes or 0, clip=clip).eval()
 
 
 def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
@@ -154,7 +154,7 @@ def _module(module: nn.Module, ours: str, theirs: str, place: int | str) -> dict
     if not isinstance(module, Block):
         return {ours: (f"{theirs}.{place}.0.conv",)}
     resnet = f"{theirs}.{place}.0" if isinstance(place, str) else f"{theirs}.resnets.{place}"
-    names = {f"{ours}.{our}": (f"{resnet}.{their}",) for our, their in RESNET.items()}
+    names: dict[str, tuple[str, ...]] = {f"{ours}.{our}": (f"{resnet}.{their}",) for our, their in RESNET.items()}
     names[f"{ours}.skip"] = (f"{resnet}.conv_shortcut",)
     for our, parts in ATTENTION.items():
         names[f"{ours}.attention.{our}"] = tuple(f"{theirs}.attentions.{place}.{part}" for part in parts)
