@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import signal
@@ -76,7 +77,15 @@ def make_accelerator(device: str | None) -> Accelerator:
     promised = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != promised:
         raise RuntimeError(f"{promised} processes were launched, but accelerate joined {accelerator.num_processes}")
+    if promised > 1:  # its threads must be gone before the interpreter is, or leaving may abort
+        atexit.register(leave_process_group)
     return accelerator
+
+
+def leave_process_group() -> None:
+    """Ends this process's part in a torchrun; nothing if it has none or has left already."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def complete(settings: TrainSettings, store: Store) -> TrainSettings:
