@@ -64,6 +64,21 @@ def test_other_settings_on_the_same_out(run: Path, capsys: pytest.CaptureFixture
     assert "train.lr" in capsys.readouterr().err
 
 
+def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "digits", *TINY, "train.tensorboard=true", "--out", str(tmp_path / "run"), "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        assert main(words) == 2
+    assert "twofold[tensorboard]" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main(words) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/lr", "validation/frechet"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [64, 128, 192, 256]
+
+
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ddae-cifar10-ddpm", "--dry-run", "--out", str(tmp_path / "x")]) == 0
     out = capsys.readouterr().out

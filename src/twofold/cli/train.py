@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
@@ -79,14 +80,15 @@ def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
     """Also draws previews as PNG and, if asked for, writes TensorBoard events."""
     from ..learn.events import Logged, Previewed
 
-    writer = None
+    writer: Any = None
     if settings.train.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(out / "tensorboard"))
+        writer_class = tensorboard_writer()
 
     def both(event: Any) -> None:
+        nonlocal writer
         show(event)
+        if settings.train.tensorboard and writer is None and (out / "settings.yaml").exists():
+            writer = writer_class(str(out / "tensorboard"))  # not before the run owns its folder
         if isinstance(event, Previewed):
             from ..files import atomic_bytes
             from ..report.grids import image_grid
@@ -100,6 +102,16 @@ def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
                     writer.add_scalar(f"{event.row['kind']}/{key}", value, event.row["n_images"])
 
     return both
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's SummaryWriter. Raises `UserError` where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        hint = "pip install 'twofold[tensorboard]', or leave it false"
+        raise UserError("train.tensorboard=true", "TensorBoard is not installed", hint) from None
+    return SummaryWriter
 
 
 def dry_run(settings: TrainSettings, device: str | None) -> int:
