@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --images 2000 1000000
 
-For each number a folder store of random 32x32 images is packed by hand, and a child process trains a small network on
-it for some steps. Anonymous memory is what the process owns; the memory-mapped store is the page cache's.
+For each number a Parquet file of random 32x32 JPEG images is made, and a child process packs it and trains a small
+network on it for some steps; a second one finds it packed. Anonymous memory is what the process owns; the memory-mapped store is the page cache's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ peak, done = 0, False
 def watch():
     global peak
     while not done:
-        peak = max(peak, sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")))
+        rows = (line.split() for line in open("/proc/self/smaps_rollup"))
+        peak = max(peak, sum(int(row[1]) for row in rows if row[0] == "Anonymous:"))
         time.sleep(0.05)
 thread = threading.Thread(target=watch); thread.start()
 train(settings, sys.argv[2], "cpu")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..settings.network import UNetSettings
+from .convolve import Conv3x3
 
 Resample = Literal["down", "up"]
 
@@ -45,23 +46,6 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, h, w) -> (B, D, 2h, 2w).
-
-    Each output pixel sees only 2x2 different input pixels, so the pair is a transposed convolution of stride 2 whose
-    4x4 kernel holds sums of the 3x3 one: 16 instead of 36 products per input pixel. On a CPU the two cost what they
-    multiply; elsewhere the plain pair runs.
-    """
-    if x.device.type != "cpu":
-        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-    taps = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # row a: the taps that kernel row a adds up
-    sums = torch.einsum("ah,bw->abhw", taps, taps).view(16, 9)
-    out_channels, in_channels = weight.shape[:2]
-    kernel = sums @ weight.permute(1, 2, 3, 0).reshape(in_channels, 9, out_channels)
-    kernel = kernel.view(in_channels, 4, 4, out_channels).permute(0, 3, 1, 2)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
-
-
 class Stem(nn.Conv2d):
     """The first convolution."""
 
@@ -83,14 +67,23 @@ class Downsample(nn.Conv2d):
         return super().forward(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
 
 
-class Upsample(nn.Conv2d):
+class Upsample(Conv3x3):
     """Nearest-neighbour doubling and a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1)
+        super().__init__(channels, channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
-        return upsample_conv(x, self.weight, self.bias)
+        return self.upsampled(x)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of (B, heads, N, d)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 256:
+        # PyTorch's kernel for this case multiplies no faster than float32's; the plain products do
+        weights = torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
@@ -120,7 +113,7 @@ class Attention(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
             for part in self.qkv(tokens).chunk(3, dim=2)
         )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        out = attend(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
         out = x + self.proj(out).transpose(1, 2).unflatten(2, (height, width))
         return out if self.skip_scale == 1 else out.mul_(self.skip_scale)
 
@@ -145,10 +138,10 @@ class Block(nn.Module):
         self.scale_shift = settings.conditioning == "scale_shift"
         self.skip_scale = settings.skip_scale
         self.norm1 = Norm(in_channels, settings)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, channels)
         self.emb = nn.Linear(4 * settings.channels, channels * (2 if self.scale_shift else 1))
         self.norm2 = Norm(channels, settings)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = Conv3x3(channels, channels)
         project = in_channels != channels or (resample is not None and settings.resample_projection)
         self.skip = nn.Conv2d(in_channels, channels, 1) if project else None
         self.attention = Attention(channels, settings) if attention else None
@@ -171,7 +164,7 @@ class Block(nn.Module):
     def _first(self, h: Tensor) -> Tensor:
         match self.resample:
             case "up":
-                return upsample_conv(h, self.conv1.weight, self.conv1.bias)
+                return self.conv1.upsampled(h)
             case "down":
                 return self.conv1(F.avg_pool2d(h, 2))
         return self.conv1(h)
