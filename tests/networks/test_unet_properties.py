@@ -154,16 +154,6 @@ def test_what_cannot_be_built(options: dict[str, Any], message: str) -> None:
         small(**options)
 
 
-def test_upsampling_is_doubling_and_convolving() -> None:
-    from twofold.networks.blocks import upsample_conv
-
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 3, 5, 4).double(), torch.randn(6, 3, 3, 3).double(), torch.randn(6).double()
-    doubled = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-    expected = torch.nn.functional.conv2d(doubled, weight, bias, padding=1)
-    assert torch.allclose(upsample_conv(x, weight, bias), expected, atol=1e-12)
-
-
 def test_convnet_classifies_and_has_layers() -> None:
     network = build(ConvNetSettings(channels=8), (1, 8, 8), 5).eval()
     x = torch.randn(3, 1, 8, 8)

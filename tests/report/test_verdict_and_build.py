@@ -23,8 +23,8 @@ GOOD: dict[str, Any] = {
         "recall/pixels": {"samples": 0.8, "real": 0.9},
         "acceptance": {"samples": 0.95, "real": 0.98},
         "class_share_gap": {"samples": 1.0},
-        "nearest_median": {"samples": 2.1, "real": 2.0},
-        "nearest_5_percent": {"samples": 1.5, "real": 1.4},
+        "nearest_median": {"samples": 2.1, "real": 2.0, "real_interval": [1.95, 2.1]},
+        "nearest_5_percent": {"samples": 1.5, "real": 1.4, "real_interval": [1.35, 1.5]},
     },
 }
 
@@ -45,6 +45,7 @@ def test_good_samples_meet_every_criterion() -> None:
         ("class_share_gap", 5.1, True),
         ("class_share_gap", 5.0, False),
         ("nearest_median", 1.9, True),
+        ("nearest_median", 1.96, False),
         ("nearest_5_percent", 1.3, True),
     ],
 )

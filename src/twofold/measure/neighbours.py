@@ -8,7 +8,9 @@ that nothing nearer was left out; the others are searched again in float64, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,21 +66,34 @@ def manifold_radii(rows: Tensor | np.ndarray, k: int = 3) -> Tensor:
 
 def neighbour_report(
     samples: Tensor | np.ndarray, train: Tensor | np.ndarray, held_out: Tensor | np.ndarray
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Distances to the nearest training image, of samples and of held-out real images: evidence of memorisation.
 
-    All (N, D) features of one encoder. Returns {"nearest_median", "nearest_5_percent": {"samples", "real"},
-    "nearer_than_real": {"samples", "real"}}: the last is the share below the held-out images' 5 % quantile, so 0.05
-    where samples keep the same distance from the training images as new real images do, and near 1 for copies.
-    Raises `UserError` as `nearest` does.
+    All (N, D) features of one encoder. Returns {"nearest_median", "nearest_5_percent": {"samples", "real",
+    "real_interval"}, "nearer_than_real": {"samples", "real"}}. real_interval: 95 % interval of the real images'
+    quantile; genuinely new real images fall below the point value as often as not. nearer_than_real is the share below
+    the held-out images' 5 % quantile, so 0.05 where samples keep the same distance from the training images as new
+    real images do, and near 1 for copies. Raises `UserError` as `nearest` does.
     """
     ours, real = nearest(samples, train)[0].flatten(), nearest(held_out, train)[0].flatten()
     limit = real.quantile(0.05)
-    return {
-        "nearest_median": {"samples": ours.quantile(0.5).item(), "real": real.quantile(0.5).item()},
-        "nearest_5_percent": {"samples": ours.quantile(0.05).item(), "real": limit.item()},
-        "nearer_than_real": {"samples": (ours < limit).double().mean().item(), "real": 0.05},
+    report: dict[str, dict[str, Any]] = {
+        name: {
+            "samples": ours.quantile(share).item(),
+            "real": real.quantile(share).item(),
+            "real_interval": quantile_interval(real, share),
+        }
+        for name, share in (("nearest_median", 0.5), ("nearest_5_percent", 0.05))
     }
+    return report | {"nearer_than_real": {"samples": (ours < limit).double().mean().item(), "real": 0.05}}
+
+
+def quantile_interval(values: Tensor, share: float, z: float = 1.96) -> list[float]:
+    """95 % interval of a quantile, from order statistics: the number of values below it is binomial."""
+    n, ranked = len(values), values.sort().values
+    middle, width = n * share, z * math.sqrt(n * share * (1 - share))
+    places = (math.floor(middle - width), math.ceil(middle + width))
+    return [ranked[min(max(place, 0), n - 1)].item() for place in places]
 
 
 def _covered(queries: Tensor, references: Tensor, radii: Tensor) -> float:

@@ -60,7 +60,8 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernels = (left / 4, -outer - middle / 6, middle / 6 - outer, wide + middle / 12, wide - middle / 12, right)
     # every output pixel has the second product once, so that one carries the bias
     m0, m1, m2, m3, m4, m5 = (
-        F.conv2d(s, k, bias if i == 1 else None, padding=(1, 0)) for i, (s, k) in enumerate(zip(sums, kernels, strict=True))
+        F.conv2d(s, k, bias if i == 1 else None, padding=(1, 0))
+        for i, (s, k) in enumerate(zip(sums, kernels, strict=True))
     )
     p, q, r, s = m1 + m2, m1 - m2, m3 + m4, m3 - m4
     columns = (m0.add_(p).add_(r), torch.add(q, s, alpha=2), torch.add(p, r, alpha=4), m5.add_(q).add_(s, alpha=8))
