@@ -29,7 +29,9 @@ PUBLISHED = {
 
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
-    layers = [*open_preset(name).layers, *(("test", change) for change in changes)]
+    """A preset's settings; those for one's own images are given digits."""
+    own = [("test", {"data": "digits"})] if name.startswith("images-") else []
+    layers = [*open_preset(name).layers, *own, *(("test", change) for change in changes)]
     return resolve(TrainSettings, layers)[0]
 
 

@@ -193,7 +193,7 @@ class NetworkDenoiser(Denoiser):
         return torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _run(self, network: Any, x: Tensor, c: Coefficients, cond: Cond | None) -> Any:
-        c_noise = c.c_noise.to(device=x.device, dtype=x.dtype).expand(len(x))
+        c_noise = c.c_noise.to(device=x.device, dtype=x.dtype, non_blocking=True).expand(len(x))
         with self._autocast(x):
             return network(expand(c.c_in, x) * x, c_noise, cond)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STREAMS = {"train": 1, "sample": 2, "order": 3, "evaluate": 4}
+STREAMS = {"train": 1, "sample": 2, "evaluate": 3}
 
 
 class ImageDraws:

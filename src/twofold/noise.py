@@ -52,7 +52,7 @@ def as_sigma(sigma: Tensor | float) -> Tensor:
 
 def expand(value: Tensor, x: Tensor) -> Tensor:
     """A () or (B,) coefficient shaped to multiply x (B, ...) in x's dtype and on its device."""
-    value = value.to(device=x.device, dtype=x.dtype)
+    value = value.to(device=x.device, dtype=x.dtype, non_blocking=True)  # a few numbers; never worth waiting for
     return value if value.ndim == 0 else value.view(-1, *([1] * (x.ndim - 1)))
 
 
@@ -140,8 +140,9 @@ class _Continuous:
 
     def __init__(self, settings: VPNoise) -> None:
         self.t_min = settings.t_min
-        ends = self.sigma(torch.tensor([settings.t_min, 1.0], dtype=torch.float64) * 999)
-        self.range = (float(ends[0]), float(ends[1]))
+        # plain floats: a family may be made while tensors are made on the meta device
+        low, high = (math.sqrt(math.expm1(0.1 * t + 9.95 * t**2)) for t in (settings.t_min, 1.0))
+        self.range = (low, high)
 
     def sigma(self, t: Tensor) -> Tensor:
         t = t.double() / 999

@@ -15,7 +15,7 @@ from twofold.errors import UserError
 from twofold.learn import train
 from twofold.learn.batches import Batches
 from twofold.learn.events import Logged
-from twofold.run import load
+from twofold.run import Run, load
 
 from .common import TINY, tiny, weights
 
@@ -23,13 +23,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def close(a: Path, b: Path, tolerance: float) -> bool:
+    """Equal weights, and equal gradient norms: Adam alone would forgive a wrong scale of the gradient."""
     one, other = weights(a), weights(b)
-    return all(torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance) for name in one)
+    norms = [[row["grad_norm"] for row in Run(path).log() if row["kind"] == "train"] for path in (a, b)]
+    return norms[0] == pytest.approx(norms[1], rel=1e-3) and all(
+        torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance) for name in one
+    )
 
 
 def no_dropout(**changes: object):  # type: ignore[no-untyped-def]
-    settings = tiny(n_images=128, **changes)
-    return settings.model_copy(update={"network": settings.network.model_copy(update={"dropout": 0.0})})
+    settings = tiny(**{"n_images": 128, **changes})
+    # augment_dim without augmentation: every rank must use the same parameters all the same
+    return settings.model_copy(
+        update={"network": settings.network.model_copy(update={"dropout": 0.0, "augment_dim": 9})}
+    )
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -47,7 +54,8 @@ def test_micro_batches_give_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
-    """gloo over torchrun: equal to one process up to reduction order, and equal on both ranks."""
+    """gloo over torchrun, in micro-batches, interrupted and resumed: equal to one process up to reduction order, and
+    equal on both ranks."""
     train(no_dropout(), tmp_path / "one", "cpu")
     program = tmp_path / "program.py"
     program.write_text(
@@ -59,7 +67,14 @@ def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
         "first = loop.Trainer.__init__\n"
         "def keep(self, *a): first(self, *a); made.append(self)\n"
         "loop.Trainer.__init__ = keep\n"
-        "train(no_dropout(), sys.argv[1], 'cpu')\n"
+        "from twofold.learn.events import Stepped\n"
+        "def die(e):\n"
+        "    if isinstance(e, Stepped) and e.n_images == 96: raise InterruptedError\n"
+        "try: train(no_dropout(micro_batch=8), sys.argv[1], 'cpu', die)\n"
+        "except InterruptedError: pass\n"
+        "made.clear()\n"
+        "train(no_dropout(micro_batch=8), sys.argv[1], 'cpu')\n"
+        "assert made[0].n_images == 128\n"
         "import torch.distributed as dist\n"
         "assert dist.get_world_size() == 2 == made[0].world\n"
         "mine = torch.cat([p.detach().flatten() for p in made[0].objective.network.parameters()])\n"
@@ -96,6 +111,48 @@ def test_only_the_train_part_is_seen() -> None:
     seen = set(Batches(store, rows, 0, 3, False, False).rows_at(0, 2 * len(rows)).tolist())
     assert seen == set(rows.tolist())
     assert not seen & set(store.indices("test").tolist()) and not seen & set(store.indices("validation").tolist())
+
+
+def test_a_run_is_bound_to_its_data(tmp_path: Path) -> None:
+    """Images that were held out must not become training images because a file was added."""
+    import numpy as np
+    from PIL import Image
+
+    from twofold.learn.events import Stepped
+    from twofold.settings.resolve import resolve
+    from twofold.settings.train import TrainSettings
+
+    def stop(event: object) -> None:
+        if isinstance(event, Stepped):
+            raise InterruptedError
+
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    picture = lambda: Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8))  # noqa: E731
+    for i in range(40):
+        picture().save(tmp_path / f"photos/{i}.png")
+    settings, _ = resolve(TrainSettings, [("tiny", TINY), ("test", {"data": str(tmp_path / "photos")})])
+    with pytest.raises(InterruptedError):
+        train(settings, tmp_path / "run", "cpu", stop)
+    picture().save(tmp_path / "photos/new.png")
+    with pytest.raises(UserError, match="not what this run was begun with"):
+        train(settings, tmp_path / "run", "cpu")
+
+
+def test_data_too_small_to_compare_is_still_trained_on(tmp_path: Path) -> None:
+    """One held-out image gives a loss and no distance."""
+    import numpy as np
+    from PIL import Image
+
+    from twofold.settings.resolve import resolve
+    from twofold.settings.train import TrainSettings
+
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8), 30 * i, np.uint8)).save(tmp_path / f"photos/{i}.png")
+    settings, _ = resolve(TrainSettings, [("tiny", TINY), ("test", {"data": str(tmp_path / "photos")})])
+    result = train(settings, tmp_path / "run", "cpu")
+    assert result["metrics"]["loss"] > 0 and "frechet" not in result["metrics"]
 
 
 def test_non_finite_steps_are_skipped_counted_and_end_training(tmp_path: Path) -> None:

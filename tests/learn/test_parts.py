@@ -100,7 +100,8 @@ class Exact(nn.Module):
         return self.wanted
 
 
-FAMILIES = [VPNoise(), VPNoise(predicts="v"), VPNoise(predicts="x0"), EDMNoise(), FlowNoise()]
+TABLES = [VPNoise(table=table) for table in ("joint", "cosine", "scaled_linear", "continuous")]
+FAMILIES = [*TABLES, VPNoise(), VPNoise(predicts="v"), VPNoise(predicts="x0"), EDMNoise(), FlowNoise()]
 
 
 def batch_of(n: int) -> Batch:
@@ -110,7 +111,11 @@ def batch_of(n: int) -> Batch:
     return Batch(images, torch.arange(n) % 3, uniforms, torch.randn(n, 1, 4, 4, generator=generator))
 
 
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: f"{s.kind}-{getattr(s, 'predicts', '')}")
+@pytest.mark.parametrize(
+    "settings",
+    FAMILIES,
+    ids=str,
+)
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_denoising_loss(settings, gamma) -> None:  # type: ignore[no-untyped-def]
     """0 for a network that is right; its weighted squared error, by hand, for one that says 0."""
@@ -127,6 +132,12 @@ def test_denoising_loss(settings, gamma) -> None:  # type: ignore[no-untyped-def
     in_x0 = (x0_hat - x0).square().flatten(1).mean(1).double()
     weight = 1 / c.c_out**2 if gamma is None else (1 / sigma**2).clamp(max=gamma)
     assert torch.allclose(objective(batch).double(), weight * in_x0, rtol=2e-3)
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_every_family_can_be_made_beside_a_network_on_the_meta_device(settings) -> None:  # type: ignore[no-untyped-def]
+    with torch.device("meta"):
+        assert theory.family(settings).sigma_range[0] > 0
 
 
 def test_label_dropout_follows_the_image() -> None:

@@ -40,7 +40,10 @@ def tensors(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format)
     ],
 )
 def test_is_the_plain_convolution(
-    fewer: Callable[..., Tensor], reference: Callable[..., Tensor], size: tuple[int, int], memory_format: torch.memory_format
+    fewer: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    size: tuple[int, int],
+    memory_format: torch.memory_format,
 ) -> None:
     x, weight, bias = tensors(2, 3, *size, 6, dtype=torch.float64, memory_format=memory_format)
     output, expected = fewer(x, weight, bias), reference(x, weight, bias)

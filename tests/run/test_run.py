@@ -60,6 +60,24 @@ def test_a_killed_save_leaves_no_state(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_damaged_newer_states_never_push_out_a_good_one(tmp_path: Path) -> None:
+    save_state(tmp_path, state_of(100), keep=1)
+    (tmp_path / "000000000100/tensors.safetensors").write_bytes(b"damaged")
+    save_state(tmp_path, state_of(50), keep=1)
+    state, damaged = newest_state(tmp_path)
+    assert state is not None and state.n_images == 50 and not damaged
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/.settings.yaml.7.tmp").touch()
+    run = Run.start(tmp_path / "a", tiny())
+    run.snapshots.mkdir()
+    (run.snapshots / ".best-loss.safetensors.7.tmp").touch()
+    run.sweep()
+    assert not list(run.path.rglob("*.tmp"))
+
+
 def test_start_open_and_differences(tmp_path: Path) -> None:
     run = Run.start(tmp_path / "a", tiny())
     assert Run.open(tmp_path / "a").settings() == tiny()
@@ -92,12 +110,10 @@ def test_the_log_survives_a_cut_line_and_is_rewound(tmp_path: Path) -> None:
 
 def test_one_writer(tmp_path: Path) -> None:
     run = Run.start(tmp_path / "a", tiny())
-    assert not run.is_locked()
-    with run.lock():
-        assert Run(run.path).is_locked()
-        with pytest.raises(UserError, match="another process"), Run(run.path).lock():
-            pass
-    assert not run.is_locked()
+    with run.lock(), pytest.raises(UserError, match="another process"), Run(run.path).lock():
+        pass
+    with Run(run.path).lock():
+        pass
 
 
 def test_model_files_are_whole_models(tmp_path: Path) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from ..settings.sample import SampleSettings
 from .show import Progress, say
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..denoiser import NetworkDenoiser
 
 OPTIONS = ("--out", "--device", "--quiet")
 
@@ -25,27 +31,72 @@ def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(SampleSettings, [("command line", parse_assignments(args.assignments))])
     say("loading the model ...", args.quiet)
     import torch
+    from accelerate.utils import broadcast_object_list
 
-    from ..denoiser import Denoiser
-    from ..files import sha256
-    from ..generate.produce import produce
+    from ..denoiser import NetworkDenoiser
+    from ..generate.produce import produce, requested
+    from ..hashing import weights_hash
+    from ..learn.fastest import DTYPES
     from ..learn.training import make_accelerator
-    from ..run import Run, load
+    from ..run import load
 
     accelerator = make_accelerator(args.device)
     model = load(args.source, settings.at, accelerator.device)
-    if not isinstance(model, Denoiser):
+    if not isinstance(model, NetworkDenoiser):
         raise UserError(args.source, "holds a classifier, which generates nothing", "give a denoiser's run")
-    source = Path(args.source)
-    in_run = (source / "settings.yaml").is_file()
-    file = Run.open(source).snapshot_file(settings.at) if in_run else source
-    checkpoint = sha256(file) if file.is_file() else "unknown"
-    name = settings_hash(settings)
-    out = Path(args.out) if args.out else (source / "samples" / name if in_run else Path("samples") / name)
+    requested(settings, model)  # a class that does not exist is told before anything is measured
+    weights = weights_hash(model)
+    out = Path(args.out) if args.out else default_folder(Path(args.source), settings, weights)
+    # one process decides for all: each of them might measure something else
+    chosen = [precision(model, settings.precision, accelerator.device, out) if accelerator.is_main_process else ""]
+    broadcast_object_list(chosen)
+    model.autocast = DTYPES[chosen[0]]
     torch.manual_seed(0)
     with Progress("sampling", args.quiet) as progress:
-        produce(model, out, settings, checkpoint, accelerator.process_index, accelerator.num_processes, progress)
+        produce(model, out, settings, weights, accelerator.process_index, accelerator.num_processes, progress)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
     return 0
+
+
+def default_folder(source: Path, settings: SampleSettings, weights: str) -> Path:
+    """Of these settings and these weights: another model, or the same one trained further, has another folder."""
+    parent = source if (source / "settings.yaml").is_file() else Path()
+    return parent / "samples" / f"{settings_hash(settings)}-{weights[:8]}"
+
+
+def precision(model: NetworkDenoiser, wanted: str, device: torch.device, out: Path | None = None) -> str:
+    """`fp32`, `bf16` or `fp16`: what is wanted. For `auto`, that of the images begun in `out`, which stay
+    bit-identical only so, or else what this device computes the network fastest with.
+    """
+    if wanted != "auto":
+        return wanted
+    from ..generate import manifest
+    from ..learn.fastest import DTYPES
+    from ..learn.fastest import precision as fastest
+
+    begun = manifest.read(out) if out is not None else None
+    names = {str(dtype or "full").removeprefix("torch."): name for name, dtype in DTYPES.items()}
+    kept = names.get(begun["request"].get("precision")) if begun else None
+    return kept or fastest(_forward_only(model), model.shape, device)
+
+
+def _forward_only(model: NetworkDenoiser) -> Any:
+    """The model, made such that a training step costs what sampling costs: no gradient enters its network."""
+    import torch
+    from torch import Tensor, nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Parameter(torch.ones((), device=next(model.parameters()).device))
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            with torch.no_grad():
+                found = model.network(x, c_noise)
+            return found * self.one
+
+    probe = nn.Module()
+    probe.network = Network()
+    return probe

@@ -1,4 +1,4 @@
-"""How training is shown: a live bar on a terminal, plain lines elsewhere. Nothing is silent for two seconds."""
+"""How work is shown: a live bar on a terminal, not silent for two seconds; elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ def say(text: str, quiet: bool = False) -> None:
 
 
 class Progress:
-    """A bar for anything counted. `update(done, total, text)`; total None where it is not known yet."""
+    """A bar for anything counted: call it with (done, total, text); total None where it is not known yet.
+
+    It appears at its first call or line, so work that turns out to be done already shows nothing.
+    """
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.title, self.quiet = title, quiet
         self._bar: Any = None
         self._last = time.monotonic()
+        self._shown = False
 
     def __enter__(self) -> Progress:
+        return self
+
+    def _show(self) -> None:
+        if self._shown:
+            return
+        self._shown = True
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -43,13 +53,18 @@ class Progress:
             self._task = self._bar.add_task(self.title, total=None, text="")
         else:
             say(f"{self.title} ...", self.quiet)
-        return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar off the screen, as the end of the block does."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def __call__(self, done: int, total: int | None = None, text: str = "") -> None:
+        self._show()
         if self._bar is not None:
             changes: dict[str, Any] = {"completed": done, "total": total}
             self._bar.update(self._task, **changes, **({"text": text} if text else {}))
@@ -58,6 +73,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
+        self._show()
         self._last = time.monotonic()
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or f"runs/{name}-{settings_hash(settings)}")
     if args.dry_run:
         return dry_run(settings, args.device)
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of a torchrun, one speaks
+    first = is_first()
     result = train_run(settings, out, args.device, args.quiet or not first, command_line())
     if first:
         print_result(out, result)
@@ -55,13 +55,23 @@ def train_run(
     say("starting (loading torch) ...", quiet)
     from ..learn import train
 
-    with Progress("packing the data", quiet=True) as packing:
-        packing.quiet = quiet
-        with training(title, settings.train.n_images, quiet) as show:
-            result = train(settings, out, device, _with_pictures(show, out, settings), packing, command)
-    if int(os.environ.get("RANK", "0")) == 0 and not (out / "report.html").exists():
+    first = is_first()
+    with Progress("packing the data", quiet) as packing, training(title, settings.train.n_images, quiet) as show:
+
+        def shown(event: Any) -> None:
+            packing.close()  # one bar at a time
+            show(event)
+
+        looks = _with_pictures(shown, out, settings) if first else shown
+        result = train(settings, out, device, looks, packing, command)
+    if first and not (out / "report.html").exists():
         write_page(out)
     return result
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first of a torchrun: the one that speaks and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def write_page(out: Path) -> None:
@@ -88,7 +98,9 @@ def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
         nonlocal writer
         show(event)
         if settings.train.tensorboard and writer is None and (out / "settings.yaml").exists():
-            writer = writer_class(str(out / "tensorboard"))  # not before the run owns its folder
+            # not before the run owns its folder; what a killed run wrote after its last state is replaced
+            seen = getattr(event, "n_images", 0)
+            writer = writer_class(str(out / "tensorboard"), purge_step=seen)
         if isinstance(event, Previewed):
             from ..files import atomic_bytes
             from ..report.grids import image_grid

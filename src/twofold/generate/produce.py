@@ -48,7 +48,8 @@ class Produced:
 def requested(settings: SampleSettings, denoiser: Denoiser) -> tuple[range, np.ndarray | None]:
     """Seeds and labels (N,) that settings ask for; labels None for none.
 
-    Raises `UserError` for a class name the model does not have.
+    A label is looked up among the class names first, also one that is a number: of classes "1", "2", "3", label=1
+    is "1". Only what is no class name is an index. Raises `UserError` for a class name the model does not have.
     """
     seeds = range(settings.seed, settings.seed + settings.n)
     label = settings.label
@@ -57,13 +58,12 @@ def requested(settings: SampleSettings, denoiser: Denoiser) -> tuple[range, np.n
         return seeds, None
     if label == "all":
         return seeds, np.arange(settings.n, dtype=np.int64) % denoiser.classes
-    if isinstance(label, str):
-        if label in names:
-            label = names.index(label)
-        elif label.isdigit():
-            label = int(label)
-        else:
+    if str(label) in names:
+        label = names.index(str(label))
+    elif isinstance(label, str):
+        if not label.isdecimal():
             raise UserError(f"label={label}", "no such class", nearest(label, [*names, "all", "none"]))
+        label = int(label)
     return seeds, np.full(settings.n, label, np.int64)
 
 
@@ -87,7 +87,8 @@ def produce(
     """Generates the images of these settings into a folder; the same call again resumes, and does nothing when done.
 
     out: a new folder, or one begun by the same call. checkpoint_hash: names the weights, for the manifest and so that
-    images of two models never mix. rank, world: this process and their number; they share nothing but the folder.
+    images of two models never mix. settings.precision is the caller's to apply (`autocast` of the denoiser); the manifest
+    records what the denoiser computes in. rank, world: this process and their number; they share nothing but the folder.
     progress: called with (images done, images in all) of this process's share.
     seeds, labels: one per image, instead of what the settings ask for (n, seed, label).
 

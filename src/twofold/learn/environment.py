@@ -15,7 +15,7 @@ from . import fastest
 
 @dataclass(frozen=True)
 class Environment:
-    """precision, micro_batch and CPU threads in force, processes, kind of device, torch version."""
+    """precision, micro_batch and CPU threads in force, processes, kind of device, torch version, hash of the data."""
 
     precision: str
     micro_batch: int
@@ -23,6 +23,7 @@ class Environment:
     world: int
     device: str
     torch: str
+    data: str
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,12 +46,17 @@ def choose(
     settings: LoopSettings,
     device: torch.device,
     world: int,
+    data: str,
     stored: dict[str, Any] | None,
 ) -> tuple[Environment, list[str]]:
     """What to train with, and a line for every difference to `stored` that ends bit-exactness.
 
-    stored: the environment of the run that is continued; what can be kept of it is kept, the rest is measured.
+    data: hash of the store. stored: the environment of the run that is continued; what can be kept of it is kept, the
+    rest is measured. Raises `UserError` where the data has changed: its splits would no longer be those of the run.
     """
+    if stored and stored["data"] != data:
+        what = f"the data is not what this run was begun with (hash {data[:12]}, was {stored['data'][:12]})"
+        raise UserError("data", what, "restore it, or train on it with another --out")
     size = micro_batch(settings, world)
     kept = stored if stored and stored["device"] == device.type else None
     format_: str = settings.precision
@@ -61,7 +67,7 @@ def choose(
         count = kept["threads"]
     elif device.type == "cpu":
         count = fastest.threads(model, shape, size, fastest.DTYPES[format_])
-    now = Environment(format_, size, count, world, device.type, torch.__version__)
+    now = Environment(format_, size, count, world, device.type, torch.__version__, data)
     changed = [
         f"{name} was {stored[name]}, now {value}: the result will not be bit-identical to an uninterrupted run"
         for name, value in now.to_dict().items()

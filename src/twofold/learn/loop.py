@@ -51,13 +51,20 @@ class Trainer:
         self.device = accelerator.device
         self.main = accelerator.is_main_process
         self.n_images = 0
-        self.totals = {"seconds": 0.0, "nonfinite": 0, "in_a_row": 0, "loss_sum": 0.0, "loss_count": 0, "logged_at": 0}
+        self.totals = {"seconds": 0.0, "nonfinite": 0, "in_a_row": 0, "loss_sum": 0.0, "loss_count": 0}
         self.best: dict[str, float] = {}
         self.stop_requested = False  # set by a signal handler: save at the next step, then end
 
     def events(self) -> Iterator[Event]:
         """Runs the training. Raises `UserError` for what the user can mend, before the first step where possible."""
-        yield from self._prepare()
+        threads = torch.get_num_threads()
+        try:
+            yield from self._prepare()
+            yield from self._train()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _train(self) -> Iterator[Event]:
         batches = self.batches.stream(self.n_images, self.loop.batch_size, self.rank, self.world)
         clock = time.perf_counter()
         try:
@@ -102,6 +109,9 @@ class Trainer:
         self.objective: Objective = objective(model, settings.objective).train()
         state, damaged = newest_state(self.run.path / "state")
         yield from map(Note, damaged)
+        self._agree(state)
+        if self.main:
+            self.run.sweep()
         yield from self._set_environment(state)
         if loop.compile:
             model.compile_network()  # type: ignore[union-attr, operator]
@@ -127,7 +137,8 @@ class Trainer:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
         file = self.run.path / "environment.json"
         stored = state.facts["environment"] if state else json.loads(file.read_text()) if file.is_file() else None
-        chosen = choose(self.model, self.model.shape, self.loop, self.device, self.world, stored)
+        data = self.store.content_hash
+        chosen = choose(self.model, self.model.shape, self.loop, self.device, self.world, data, stored)
         if self.world > 1:  # measurements differ between ranks; the first one's count
             chosen = gather_object([chosen])[0]
         self.environment, changed = chosen
@@ -137,6 +148,12 @@ class Trainer:
         torch.set_num_threads(self.environment.threads)
         self.model.autocast = DTYPES[self.environment.precision]
 
+    def _agree(self, state: State | None) -> None:
+        """All processes must continue from the same state, which on several nodes takes a shared folder."""
+        mine = (state.n_images, state.facts["sha256"]) if state else None
+        if self.world > 1 and any(other != mine for other in gather_object([mine])):
+            raise UserError(str(self.run.path), "its processes see different states", "put --out on a shared folder")
+
     def _restore(self, state: State) -> None:
         part = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): value for name, value in state.tensors.items() if name.startswith(prefix)
@@ -144,7 +161,8 @@ class Trainer:
         self.objective.network.load_state_dict(part("weights/"))
         self.average.load(part("average/"))
         load_optimizer_tensors(self.optimizer, self.objective.network, part("optimizer/"))
-        self.scaler.load_state_dict(state.facts["scaler"])
+        if self.scaler.is_enabled() and state.facts["scaler"]:
+            self.scaler.load_state_dict(state.facts["scaler"])
         self.n_images, self.totals, self.best = state.n_images, state.facts["totals"], state.facts["best"]
         if self.main:  # the stored sum is everybody's
             self._loss_sum += self.totals["loss_sum"]
@@ -159,14 +177,14 @@ class Trainer:
         counted = self._counted(start)
         batch = batch.to(self.device)
         parts = list(batch.split(self.environment.micro_batch))
+        step_loss = torch.zeros((), device=self.device)
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 losses: Tensor = self.wrapped(part)
                 # DDP averages over ranks, so each contributes its sum * world / (images that count anywhere)
                 self.scaler.scale(losses.sum() * (self.world / max(counted, 1))).backward()
-            self._loss_sum += losses.detach().sum()
-        self.totals["loss_count"] += counted
+            step_loss += losses.detach().sum()
         rate = learning_rate(loop, start)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -175,6 +193,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.objective.network.parameters(), limit, foreach=True)
         self.n_images += loop.batch_size
         if self._is_finite(norm):
+            self._loss_sum += step_loss
+            self.totals["loss_count"] += counted
             self.scaler.step(self.optimizer)
             self.average.update(decay(loop.batch_size, self.n_images, loop.ema_halflife_images, loop.ema_rampup))
         self.scaler.update()
@@ -195,7 +215,6 @@ class Trainer:
             return True
         self.totals["nonfinite"] += 1
         self.totals["in_a_row"] += 1
-        self._loss_sum.nan_to_num_(0.0, 0.0, 0.0)
         if self.totals["in_a_row"] >= self.loop.nonfinite_limit:
             raise UserError(
                 "train",
@@ -244,13 +263,14 @@ class Trainer:
                 self._write_model(f"{at:012d}")
 
     def _measure(self, validate: bool, preview: bool) -> Iterator[Event]:
-        count = self.settings.validation.samples if validate and self.objective.needs_noise else 0
+        count = self.validation.samples_wanted if validate and self.objective.needs_noise else 0
         images: Tensor | None = None
         labels: list[int] = []
         if count or preview:
             images, labels = self.validation.samples(self.objective, max(count, PREVIEWS if preview else 0))
         if validate:
-            yield from self._validate(images if count else None)
+            mine = len(range(count)[self.rank :: self.world])  # a preview may have drawn more
+            yield from self._validate(images[:mine] if images is not None and count else None)
         if preview and images is not None:
             if self.world > 1:
                 every = gather_object(list(zip(range(self.rank, 10**9, self.world), images, labels, strict=False)))

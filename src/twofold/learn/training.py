@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import platform
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from .. import __version__
 from ..data import Store, open_store
@@ -44,8 +46,7 @@ def train(
     """
     accelerator = make_accelerator(device)
     main = accelerator.is_main_process
-    with accelerator.main_process_first():  # one packs, the others find it packed
-        store = open_store(settings.data, packing if main else None)
+    store = open_store(settings.data, packing if main else None)  # one packs, the others wait for its lock
     settings = complete(settings, store)
     with torch.device("meta"):  # what cannot be built is said before a folder is made
         build(settings, store.shape, store.classes)
@@ -71,15 +72,37 @@ def train(
 
 def make_accelerator(device: str | None) -> Accelerator:
     """Accelerate's view of this process. Raises where the launcher promised more processes than there are."""
-    if device and device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}", "no CUDA device is usable here", "`twofold doctor` says why")
-    accelerator = Accelerator(cpu=device == "cpu" or (device is None and not torch.cuda.is_available()))
     promised = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = check_device(device)
+    if promised == 1:  # accelerate keeps one device per process; forget an earlier choice
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+    # precision is the trainer's business: only F runs under autocast
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="no")
+    if accelerator.distributed_type == "FSDP":
+        raise UserError("accelerate", "its configuration asks for FSDP", "use plain data parallelism (DDP)")
     if accelerator.num_processes != promised:
         raise RuntimeError(f"{promised} processes were launched, but accelerate joined {accelerator.num_processes}")
     if promised > 1:  # its threads must be gone before the interpreter is, or leaving may abort
         atexit.register(leave_process_group)
     return accelerator
+
+
+def check_device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is. Raises `UserError` for one that is not here."""
+    if name is None:
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(name)
+        there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        count = there[device.type]
+    except (RuntimeError, KeyError):
+        raise UserError(f"--device {name}", "no such kind of device", "cpu, cuda, cuda:1 or mps") from None
+    if (device.index or 0) >= count:
+        what = f"there are {count} of this kind here" if count else f"no {device.type} device is usable here"
+        raise UserError(f"--device {name}", what, "`twofold doctor` says what there is")
+    return device
 
 
 def leave_process_group() -> None:
@@ -130,10 +153,11 @@ def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
     """The result of a finished run: what came out, from what, how fast, with which versions."""
     rows = [row for row in trainer.run.log() if row["kind"] == "validation"]
     last = {k: v for k, v in rows[-1].items() if k not in ("kind", "n_images")} if rows else {}
+    metrics = {**last, **{f"best_{name}": value for name, value in trainer.best.items()}}
     seconds = trainer.totals["seconds"]
     return {
         "command": command,
-        "metrics": {**last, **{f"best_{name}": value for name, value in trainer.best.items()}},
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "data": {
             "name": store.name,
             "hash": store.content_hash,

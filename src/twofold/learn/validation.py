@@ -53,7 +53,13 @@ class Validation:
         if len(rows) > settings.validation.max_images:  # spread over the whole part, which may be sorted by class
             rows = rows[np.linspace(0, len(rows) - 1, settings.validation.max_images).astype(np.int64)]
         self.rows, self.mine = rows, rows[rank::world]
+        # Noise levels are spread evenly over the held-out images, the same ones every time: little variance. Dealt
+        # out in random order, because rows are often sorted by class.
+        dealt = np.random.default_rng(0).permutation(len(rows))
+        self._place = {row: (place + 0.5) / len(rows) for row, place in zip(rows, dealt, strict=True)}
         self.encoder = encoder(settings.validation.encoder)
+        # a covariance needs two images on either side
+        self.samples_wanted = settings.validation.samples if min(settings.validation.samples, len(rows)) > 1 else 0
         self._reference: Gaussian | None = None
 
     def loss(self, objective: Objective) -> Tensor:
@@ -63,17 +69,15 @@ class Validation:
         for start in range(0, len(self.mine), count):
             rows = self.mine[start : start + count]
             batch = self._batch(objective, rows, draws).to(self.device)
-            losses = objective(batch).double()
-            total[0] += losses.sum().cpu()
+            losses = objective(batch)
+            total[0] += losses.cpu().double().sum()
             total[1] += objective.counted(batch.label)
             total[2] += objective.correct(batch) or 0
         return total
 
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:
-        # Noise levels are spread evenly over the held-out images, the same ones every time: little variance.
         uniforms = np.ones((len(rows), objective.uniforms))  # 1 = no label dropout, no flip, inactive augmentation
-        place = {row: i for i, row in enumerate(self.rows)}
-        uniforms[:, U_SIGMA] = [(place[row] + 0.5) / len(self.rows) for row in rows]
+        uniforms[:, U_SIGMA] = [self._place[row] for row in rows]
         noise = np.empty((len(rows), *self.store.shape), np.float32)
         for i, row in enumerate(rows):
             draws(0, int(row)).standard_normal(out=noise[i], dtype=np.float32)

@@ -4,7 +4,7 @@
 """
 
 from .answers import acceptance, accuracy, calibration_error, class_shares, share_interval, top_k
-from .encoders import ENCODERS, ClassifierEncoder, PixelEncoder, embed, encoder, probabilities
+from .encoders import ENCODERS, ClassifierEncoder, PixelEncoder, check_fits, embed, encoder, fits, probabilities
 from .frechet import Gaussian, frechet_distance, result_name
 from .neighbours import nearest, neighbour_report, precision_recall
 
@@ -16,9 +16,11 @@ __all__ = [
     "acceptance",
     "accuracy",
     "calibration_error",
+    "check_fits",
     "class_shares",
     "embed",
     "encoder",
+    "fits",
     "frechet_distance",
     "nearest",
     "neighbour_report",

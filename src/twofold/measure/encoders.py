@@ -6,7 +6,7 @@ another vector (other weights, other scaling), so that stored statistics are nev
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,7 +18,9 @@ from .. import taps
 from ..codec import PixelCodec
 from ..denoiser import Classifier, Encoder
 from ..errors import UserError, nearest
+from ..hashing import weights_hash
 from ..taps import Layer
+from .frechet import MOST_DIMS
 
 
 class PixelEncoder:
@@ -64,7 +66,7 @@ class ClassifierEncoder:
             raise UserError("encoder=convnet", f"{type(classifier).__name__} has no layers to read", "use pixels")
         self.classifier = classifier
         self.layer = list(layers)[-1]
-        self.version = _weights_hash(classifier)
+        self.version = weights_hash(classifier)
 
     def embed(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, D), in evaluation mode, on the classifier's device."""
@@ -74,14 +76,6 @@ class ClassifierEncoder:
             found = taps.read(lambda: self.classifier.logits(x0, 0.0), layers, [self.layer])
         features = found[self.layer].float()
         return features if features.ndim == 2 else features.flatten(2).mean(2)
-
-
-def _weights_hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -115,6 +109,37 @@ def encoder(name: str, classifier: Classifier | None = None) -> Encoder:
     if name == "pixels" or (name.startswith("pixels") and size.isdecimal()):
         return PixelEncoder(int(size) if size else None)
     raise UserError(f"encoder={name}", "no such encoder", nearest(name, ENCODERS))
+
+
+def fits(name: str, shape: tuple[int, int, int]) -> str:
+    """The encoder nearest to the one named whose vectors of images (C, H, W) a Frechet distance can take.
+
+    "pixels" (or "auto", which means it) where they have at most `MOST_DIMS` numbers, otherwise "pixels<k>" with the
+    largest k that has. "pixels<n>" stays where n is no larger than k. Names without a number of pixels stay as they
+    are. Raises `UserError` for a name that does not exist and for images of too many channels.
+    """
+    name = "pixels" if name == "auto" else name
+    if name == "convnet":
+        return name
+    size, (c, h, w) = getattr(encoder(name), "size", None), shape
+    if size is None and c * h * w <= MOST_DIMS:
+        return name
+    largest = min(h, w, math.isqrt(MOST_DIMS // c))
+    if largest < 1:
+        raise UserError(f"encoder={name}", f"images of {c} channels", f"at most {MOST_DIMS}, or encoder=convnet")
+    return name if size is not None and size <= largest else f"pixels{largest}"
+
+
+def check_fits(name: str, shape: tuple[int, int, int]) -> str:
+    """`fits` for "auto"; any other name is returned as it is, or raises `UserError` saying which one to use instead."""
+    found = fits(name, shape)
+    if name in ("auto", found):
+        return found
+    c, h, w = shape
+    if (getattr(encoder(name), "size", None) or 0) > min(h, w):
+        raise UserError(f"encoder={name}", f"larger than the images ({h} x {w})", f"use encoder={found}")
+    what = f"a Frechet distance takes at most {MOST_DIMS} numbers an image; the images are {c} x {h} x {w}"
+    raise UserError(f"encoder={name}", what, f"use encoder={found}, which averages them down")
 
 
 def embed(encoder: Encoder, images: Tensor, batch: int = 512) -> Tensor:

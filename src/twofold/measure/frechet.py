@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 
 EPS = float(np.finfo(np.float64).eps)
+MOST_DIMS = 4096  # of a covariance: 128 MiB each, of which a distance needs several, and about a minute
 EXACT = 1e-7  # relative rounding of d^2, as `_doubt` estimates it, that is accepted from the faster form
 
 
@@ -35,7 +36,8 @@ class Gaussian:
 
     n: vectors seen. mean: (D,). scatter: (D, D), the sum of outer products of deviations from the mean. Batches and
     partial results are joined by the pairwise update of Chan et al. 1979 (eq. 2.1), which does not cancel as a
-    running sum of squares does. The order of batches changes the result by rounding only.
+    running sum of squares does. The order of batches changes the result by rounding only. At most `MOST_DIMS`
+    dimensions, because memory grows with their square and time with their cube.
     """
 
     def __init__(self, dims: int = 0) -> None:
@@ -48,6 +50,7 @@ class Gaussian:
     @classmethod
     def of(cls, features: Tensor | np.ndarray) -> Gaussian:
         """The Gaussian of all rows of features (N, D). Raises `UserError` as `update` does."""
+        check_size(features.shape[-1] if features.ndim else 0)
         rows, gaussian = as_rows(features), cls()
         gaussian.update(rows)
         if 2 <= gaussian.n <= gaussian.dims:
@@ -66,7 +69,8 @@ class Gaussian:
         return self.scatter / (self.n - 1)
 
     def update(self, features: Tensor | np.ndarray) -> None:
-        """Adds rows (B, D) of any float type. Raises `UserError` for another D, NaN or infinity."""
+        """Adds rows (B, D) of any float type. Raises `UserError` for another D, too large a D, NaN or infinity."""
+        check_size(features.shape[-1] if features.ndim else 0)
         rows = as_rows(features)
         batch = Gaussian(rows.shape[1])
         if len(rows):
@@ -119,6 +123,14 @@ def as_rows(features: Tensor | np.ndarray, where: str = "features") -> np.ndarra
         bad = int((~finite).sum())
         raise UserError(where, f"NaN or infinity in {bad} of {len(rows)} rows", "check the encoder and its images")
     return rows
+
+
+def check_size(dims: int) -> None:
+    """Raises `UserError` where a covariance of so many dimensions is too large to work with."""
+    if dims > MOST_DIMS:
+        what = f"{dims:,} dimensions, whose covariance alone would take {dims**2 * 8 / 2**30:.1f} GiB"
+        hint = "average images down (encoder=pixels32, or pixels64 for grey ones) or use encoder=convnet"
+        raise UserError("features", what, f"at most {MOST_DIMS:,}: {hint}")
 
 
 def check_dims(a: Gaussian, b: Gaussian) -> None:

@@ -69,7 +69,9 @@ class Embedding(nn.Module):
         if isinstance(self.label, nn.Linear):  # one-hot of unit variance; "none" is the zero vector
             one_hot = label[:, None] == torch.arange(self.classes, device=label.device)
             emb = emb + self.label(one_hot.to(emb.dtype) * math.sqrt(self.classes))
-        if self.augment is not None and augment is not None:
+        if self.augment is not None:
+            if augment is None:  # still used: processes that train together must use the same parameters
+                augment = emb.new_zeros(len(emb), s.augment_dim)
             emb = emb + self.augment(augment.to(emb.dtype))
         emb = self.second(F.silu(self.first(emb)))
         if isinstance(self.label, nn.Embedding):

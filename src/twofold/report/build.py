@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Store
+from ..data import SPLITS, Store
 from ..denoiser import Denoiser
 from ..generate import trajectory
 from ..measure import nearest
@@ -17,9 +17,15 @@ from ..run import Run
 from .page import Criterion, Neighbours, Report, Trajectory, write_report
 from .verdict import verdict
 
-MOST_TRAIN = 20_000  # training images searched for neighbours
+MOST_TRAIN = 20_000  # training images searched for neighbours,
+MOST_BYTES = 2**28  # of which no more than this, as uint8
+HELD_OUT = 30  # real images are shown from the test part where it has at least so many
 SHOWN = 16  # samples whose neighbours are shown
 SAMPLES = 120  # samples the page chooses from
+REAL_CAPTIONS = {
+    "test": "Real images of the same data, held out: the model has not seen them.",
+    "train": "Real images of the same data: some that the model was trained on, because few or none are held out.",
+}
 
 
 def report_run(
@@ -44,6 +50,7 @@ def report_run(
     found = found or {}
     result = run.result() or {}
     criteria: list[Criterion] = verdict(found, frechet_target) if "metrics" in found else []
+    real, part = (None, "") if images is None else real_images(store)
     content = Report(
         title=f"{run.path.name}: {store.name}",
         summary=summary(result, store),
@@ -51,8 +58,9 @@ def report_run(
         log=run.log(),
         over_time=previews,
         samples=None if images is None else images[:SAMPLES].numpy(),
-        sample_classes=None if labels is None else [store.classes[label] for label in labels[:SAMPLES]],
-        real=None if images is None else real_images(store),
+        sample_classes=None if labels is None else asked_for(labels[:SAMPLES], store, denoiser),
+        real=real,
+        real_caption=REAL_CAPTIONS.get(part, ""),
         trajectory=None if denoiser is None else denoising(denoiser),
         classes=found.get("classes", {}),
         neighbours=None if images is None else neighbours(images, store),
@@ -86,9 +94,20 @@ def load_previews(run: Run) -> list[tuple[int, np.ndarray]]:
     return [(int(path.stem), np.load(path, allow_pickle=False)) for path in sorted(run.previews.glob("[0-9]*.npy"))]
 
 
-def real_images(store: Store, count: int = 60) -> Tensor:
-    """Training images, spread over the classes."""
-    rows = store.indices("train")
+def asked_for(labels: list[int], store: Store, denoiser: Denoiser | None) -> list[str]:
+    """Names of the classes asked for: the model's own; the data's where the model has none; or numbers."""
+    names = list(denoiser.class_names) if denoiser is not None else store.classes
+    if denoiser is not None and len(names) != denoiser.classes:
+        names = store.classes if len(store.classes) == denoiser.classes else []
+    return ["none" if label < 0 else names[label] if label < len(names) else str(label) for label in labels]
+
+
+def real_images(store: Store, count: int = 60) -> tuple[Tensor, str]:
+    """Real images, spread over the classes, and the part they are from: "test" where it is large enough to show, else
+    "train"."""
+    held_out = int((store.codes == SPLITS.index("test")).sum()) >= HELD_OUT
+    part = "test" if held_out else "train"
+    rows = store.indices(part)
     order = np.random.default_rng(0).permutation(len(rows))
     rows = rows[order]
     if store.classes:  # one of each class in turn, as the samples are
@@ -98,7 +117,7 @@ def real_images(store: Store, count: int = 60) -> Tensor:
             mine = labels == label
             place[mine] = np.arange(mine.sum())
         rows = rows[np.lexsort((labels, place))]
-    return store.batch(rows[:count])
+    return store.batch(rows[:count]), part
 
 
 def denoising(denoiser: Denoiser, images: int = 4) -> Trajectory:
@@ -111,8 +130,9 @@ def denoising(denoiser: Denoiser, images: int = 4) -> Trajectory:
 def neighbours(images: Tensor, store: Store) -> Neighbours:
     """The training image nearest to each of the first samples, in pixels in [-1, 1]."""
     rows = store.indices("train")
-    if len(rows) > MOST_TRAIN:
-        rows = rows[np.linspace(0, len(rows) - 1, MOST_TRAIN).astype(np.int64)]
+    most = min(MOST_TRAIN, max(1, MOST_BYTES // int(np.prod(store.shape))))
+    if len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
     train = store.batch(rows)
     flat = lambda batch: batch.flatten(1).float() / 127.5 - 1  # noqa: E731
     distances, place = nearest(flat(images[:SHOWN]), flat(train), 1)

@@ -80,6 +80,7 @@ class Report:
     """What is known about a run. Everything but the title is optional; a section without data is left out.
 
     Images are uint8 (N, C, H, W), NumPy or torch on the CPU; the page shows as many as fit.
+    real_caption: which real images they are, where that is known.
     log: rows of log.jsonl. over_time: (images seen, samples of the same seeds). sample_classes: the class asked for in
     each sample, by name. classes and metrics: as `measure.quality.quality` returns them. meanings: sentences for
     metrics of your own. settings: YAML. command: what reproduces the run. data, machine, versions: names and values.
@@ -94,6 +95,7 @@ class Report:
     samples: Any = None
     sample_classes: Sequence[str] | None = None
     real: Any = None
+    real_caption: str = ""
     trajectory: Trajectory | None = None
     classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     neighbours: Neighbours | None = None
@@ -165,7 +167,7 @@ def render(content: Report, pictures: Mapping[str, bytes]) -> str:
         sections=_sections(content, pictures, strips),
         overall=_overall(content.criteria),
         criteria=[_criterion(one) for one in content.criteria],
-        captions=CAPTIONS,
+        captions=CAPTIONS | ({"real": content.real_caption} if content.real_caption else {}),
         images=dict.fromkeys(CAPTIONS) | {name: _inlined(png, ALT[name](content)) for name, png in pictures.items()},
         strips=strips,
         class_rows={name: _percentages(row) for name, row in content.classes.items()} or {name: {} for name in strips},

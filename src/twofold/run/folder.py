@@ -51,7 +51,7 @@ class Run:
             if different:
                 raise UserError(str(path), "this run has other settings: " + "; ".join(different), "give another --out")
             return run
-        if run.path.is_dir() and any(p.name != "lock" for p in run.path.iterdir()):
+        if run.path.is_dir() and any(p.name != "lock" and not p.name.startswith(".") for p in run.path.iterdir()):
             raise UserError(str(path), "the folder is not empty and is not a run", "give --out a new folder")
         run.path.mkdir(parents=True, exist_ok=True)
         atomic_bytes(run.settings_file, to_yaml(settings, header))
@@ -115,15 +115,10 @@ class Run:
         finally:
             lock.release()
 
-    def is_locked(self) -> bool:
-        """Whether somebody is training here now."""
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            return True
-        lock.release()
-        return False
+    def sweep(self) -> None:
+        """Removes what killed writers left half-written. Call it while holding the lock."""
+        for leftover in [*self.path.glob(".*.tmp"), *self.snapshots.glob(".*.tmp"), *self.previews.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
 
     def log(self) -> list[dict[str, Any]]:
         """The rows of log.jsonl; a last line cut by a kill is left out."""

@@ -13,6 +13,15 @@ from .folder import Run
 from .weights import load_model
 
 
+MODEL_FILES = ("settings.yaml", "model_index.json", "config.json", "model.safetensors")  # a folder with one is a model
+
+
+def is_model(source: str | Path) -> bool:
+    """Whether `load` looks for a model there: a file, or a folder of a run, of weights or in diffusers layout."""
+    path = Path(source)
+    return path.is_file() or any((path / name).is_file() for name in MODEL_FILES)
+
+
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
 ) -> NetworkDenoiser | NetworkClassifier:

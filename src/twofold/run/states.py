@@ -35,8 +35,9 @@ class State:
 def save_state(folder: Path, state: State, keep: int) -> None:
     """Adds a state to `folder`, then removes all but the newest `keep`."""
     path = folder / f"{state.n_images:012d}"
-    if path.exists():  # left by a run that was interrupted here; or damaged: made anew either way
-        shutil.rmtree(path)
+    for later in _states(folder):  # damaged ones that were passed over: made anew when their time comes
+        if later.name >= path.name:
+            shutil.rmtree(later)
     with atomic_folder(path) as temporary:
         plain = {name: value.detach().to("cpu").contiguous() for name, value in state.tensors.items()}
         save_file(plain, temporary / TENSORS)

@@ -15,12 +15,17 @@ class EvaluateSettings(Settings):
 
     data: DataSettings | None = Field(None, description="real images; default: the run's own data")
     split: Literal["train", "validation", "test", "all"] = Field("all", description="part the distance is taken to")
-    n: int = Field(1_000, ge=2, description="samples to measure")
+    n: int = Field(1_000, ge=5, description="samples to measure")
     seed: int = Field(0, ge=0, description="seed of the first sample")
-    encoder: str = Field("pixels", description="encoder of the Frechet distance and of precision/recall")
+    encoder: str = Field(
+        "auto", description="pixels, pixels8 (averaged down to 8x8), convnet (of the classifier) or auto: pixels that fit"
+    )
     sampler: str = Field("dpmpp2m", description="sampler")
     steps: int = Field(20, ge=1, description="sampler steps")
     guidance: float = Field(1.0, ge=0, description="guidance scale: 1 conditional, 0 unconditional")
     classifier: str | None = Field(None, description="run of a classifier that judges the samples; default: none")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of the network while sampling; auto: what is fastest here"
+    )
     micro_batch: int = Field(64, ge=1, description="images per forward pass")
     at: str = Field("last", description="snapshot: last, best-frechet, best-loss or an image count")

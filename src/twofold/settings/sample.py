@@ -16,7 +16,9 @@ class SampleSettings(Settings):
 
     n: int = Field(64, ge=1, description="number of images")
     seed: int = Field(0, ge=0, description="seed of the first image; image i has seed + i")
-    label: int | str | None = Field("all", description="all (classes in turn), a class index or name, or none")
+    label: int | str | None = Field(
+        "all", description="all (classes in turn), none, a class name, or the index of a class where none has that name"
+    )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
     sampler: str = Field("dpmpp2m", description="dpmpp2m, heun, euler, ddim or ddpm")
     steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
@@ -35,6 +37,9 @@ class SampleSettings(Settings):
     s_noise: float | None = Field(None, ge=0, le=2, description="heun: standard deviation of the churned noise")
     sigma_min: float | None = Field(None, gt=0, description="smallest sigma of the grid; default: the model's")
     sigma_max: float | None = Field(None, gt=0, description="largest sigma of the grid; default: the model's")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of the network; auto: what is fastest here, or what the folder was begun in"
+    )
     micro_batch: int = Field(64, ge=1, description="images per forward pass; part of what makes images bit-identical")
     clip: bool | None = Field(None, description="clamp x0_hat to [-1, 1]; default: pixel models yes, latent models no")
     png: bool = Field(True, description="write one PNG per image")

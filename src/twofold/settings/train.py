@@ -104,4 +104,6 @@ class TrainSettings(Settings):
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
         elif network.kind != "convnet":
             raise ValueError(f"network.kind={network.kind} does not classify; use convnet")
+        elif self.train.compile:
+            raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
         return self
