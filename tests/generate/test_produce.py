@@ -24,6 +24,7 @@ from twofold.generate import produce as produce_images
 from twofold.generate import sample
 from twofold.generate.chunks import GAP
 from twofold.generate.manifest import compact, expand
+from twofold.generate.produce import requested
 from twofold.oracle import MixtureDenoiser
 from twofold.settings.sample import OPTIONS, SampleSettings
 
@@ -343,6 +344,26 @@ def test_labels_of_the_settings(
     oracle.class_names = ["cat", "dog", "eel"]  # type: ignore[assignment]
     produce(oracle, tmp_path, SampleSettings(n=4, steps=2, label=label, png=False))
     assert expand(manifest(tmp_path)["request"]["labels"]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "expected"),
+    [
+        (["1", "2", "3"], 1, 0),  # as `label=1` arrives: a name that is a number wins
+        (["1", "2", "3"], "3", 2),
+        (["1", "2", "3"], 0, 0),  # no such name: an index
+        (["10", "0", "2"], 2, 2),
+        (["10", "0", "2"], 0, 1),
+        (["007", "008", "009"], 1, 1),
+        (["007", "008", "009"], "007", 0),
+    ],
+)
+def test_class_names_win_over_indices(
+    oracle: MixtureDenoiser, names: list[str], label: int | str, expected: int
+) -> None:
+    oracle.class_names = names  # type: ignore[assignment]
+    _, labels = requested(SampleSettings(n=2, label=label), oracle)
+    assert labels is not None and labels.tolist() == [expected] * 2
 
 
 def test_an_unconditional_model_needs_no_label(unet: UNets, tmp_path: Path) -> None:

@@ -118,6 +118,68 @@ def test_sigkill(whole: Path, tmp_path: Path) -> None:
     assert same(weights(whole), weights(tmp_path / "run"))
 
 
+CRASHES = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from tests.learn.common import tiny
+from twofold import files
+from twofold.learn import train
+
+SETTINGS = tiny(n_images=64, save_images=32, validate_images=64, preview_images=64, snapshot_images=[32])
+
+def in_child(work):
+    child = os.fork()  # this process has never trained, so its children may
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+def dying_at(k, path):
+    done = 0
+    def counted(real):
+        def call(*arguments):
+            nonlocal done
+            done += 1
+            if done == k:
+                os._exit(9)  # before the file is in place; no cleanup runs
+            return real(*arguments)
+        return call
+    files.os.replace, files.os.rename = counted(os.replace), counted(os.rename)
+    train(SETTINGS, path, "cpu")
+
+in_child(lambda: train(SETTINGS, sys.argv[1] + "/whole", "cpu"))
+k = 1
+while in_child(lambda: dying_at(k, f"{sys.argv[1]}/{k}")):
+    in_child(lambda: train(SETTINGS, f"{sys.argv[1]}/{k}", "cpu"))
+    k += 1
+print("crashes", k - 1)
+"""
+
+
+def test_killed_between_any_two_writes(tmp_path: Path) -> None:
+    """The process dies at the k-th file it puts in place, for every k; the next one ends as if nothing had been."""
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", CRASHES, str(tmp_path), root]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    crashes = int(done.stdout.split()[-1])
+    assert crashes > 10
+    whole = tmp_path / "whole"
+    expected = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.suffix in (".safetensors", ".npy"))
+    assert len(expected) > 6
+    for k in range(1, crashes + 1):
+        run = tmp_path / str(k)
+        for name in expected:
+            assert (run / name).read_bytes() == (whole / name).read_bytes(), (k, name)
+        assert not list(run.rglob("*.tmp")), k
+        rows = [{n: v for n, v in row.items() if "second" not in n} for row in Run(run).log()]
+        assert rows == [{n: v for n, v in row.items() if "second" not in n} for row in Run(whole).log()], k
+
+
 def test_other_settings_in_the_same_folder_are_listed(whole: Path) -> None:
     with pytest.raises(UserError, match=r"train\.lr"):
         train(tiny(lr=1e-3), whole, "cpu")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from twofold.errors import UserError
-from twofold.measure import Gaussian, frechet_distance, result_name
+from twofold.measure import Gaussian, check_fits, encoder, fits, frechet_distance, result_name
+from twofold.measure.frechet import MOST_DIMS
 
 
 def correlated(n: int, dims: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -239,3 +240,52 @@ def test_other_mistakes() -> None:
 
 def test_only_inception_may_be_called_fid() -> None:
     assert result_name("pixels") == "frechet/pixels"
+
+
+def test_too_many_dimensions_are_refused_before_a_covariance_is_formed() -> None:
+    import tracemalloc
+
+    rows = np.zeros((3, 12_288))
+    tracemalloc.start()
+    for make in (Gaussian.of, Gaussian().update):
+        with pytest.raises(UserError, match=r"12,288 dimensions, .* 1\.1 GiB; at most 4,096: .*encoder=pixels32"):
+            make(rows)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("pixels", (3, 32, 32), "pixels"),
+        ("auto", (3, 32, 32), "pixels"),
+        ("pixels", (1, 64, 64), "pixels"),  # 4096 exactly
+        ("pixels", (1, 64, 65), "pixels64"),
+        ("pixels", (3, 64, 64), "pixels36"),
+        ("auto", (3, 128, 128), "pixels36"),
+        ("pixels", (3, 8, 1000), "pixels8"),  # no larger than the image
+        ("pixels16", (3, 128, 128), "pixels16"),
+        ("pixels64", (3, 128, 128), "pixels36"),
+        ("pixels64", (3, 32, 32), "pixels32"),
+        ("convnet", (3, 128, 128), "convnet"),
+    ],
+)
+def test_the_encoder_that_fits(name: str, shape: tuple[int, int, int], expected: str) -> None:
+    found = fits(name, shape)
+    assert found == expected
+    if found != "convnet":
+        features = encoder(found).embed(torch.zeros((2, *shape), dtype=torch.uint8))
+        assert features.shape[1] <= MOST_DIMS
+        Gaussian.of(features)
+    if name in ("auto", expected):
+        assert check_fits(name, shape) == expected
+    else:
+        with pytest.raises(UserError, match=f"encoder={name}: .*use encoder={expected}"):
+            check_fits(name, shape)
+
+
+def test_no_pixel_encoder_fits_thousands_of_channels() -> None:
+    with pytest.raises(UserError, match="images of 5000 channels"):
+        fits("pixels", (5000, 2, 2))
+    with pytest.raises(UserError, match="no such encoder"):
+        fits("pixel", (3, 8, 8))

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..settings.evaluate import EvaluateSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .sample import precision
 from .show import Progress, say
+from .yardstick import Yardstick, check_images, check_judge, fewest, held_out_of, prepare, short
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..data import Store
+    from ..denoiser import NetworkDenoiser
+    from ..recognize.classifier import NetworkClassifier
+    from ..settings.data import DataSettings
 
 OPTIONS = ("--out", "--device", "--quiet")
 
@@ -20,7 +37,7 @@ def settings_model() -> type[EvaluateSettings]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN|FOLDER", help="a run, or a folder of generated images")
+    parser.add_argument("source", metavar="RUN|FOLDER", help="a model, or a folder of generated images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +50,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Generated images uint8 (N, C, H, W), the classes asked for (-1 = none), what the classes are called, and the
+    number format the network computed in, where that is known."""
+
+    images: Tensor
+    labels: list[int] | None
+    names: Sequence[str] = ()
+    precision: str = ""
+
+
 def evaluate(
     source: str,
     settings: EvaluateSettings,
@@ -42,126 +70,192 @@ def evaluate(
     frechet_target: float | None = None,
     command: str = "",
 ) -> tuple[dict[str, Any], Path | None]:
-    """The evaluation of a run or of a folder of images, as plain data, and the page it was added to, if any.
+    """The evaluation of a model or of a folder of images, as plain data, and the page it was added to, if any.
 
-    Written to `out` (default: RUN/evaluations) as <hash of its settings>.json. frechet_target: see `report.verdict`.
+    Written to `out` (default: `evaluations` in the run or in the folder that `twofold sample` made) as <hash of its
+    settings>-<hash of what was evaluated>.json, before the page is. frechet_target: see `report.verdict`.
     """
     say("loading ...", quiet)
     from ..data import open_store
+    from ..denoiser import NetworkDenoiser
     from ..files import atomic_json
+    from ..hashing import weights_hash
     from ..learn.training import make_accelerator
     from ..recognize.classifier import NetworkClassifier
     from ..run import Run, load
+    from ..run.load import is_model
 
-    in_run = (Path(source) / "settings.yaml").is_file()
-    if not in_run and not Path(source).exists():
-        load(source)  # a hub name, or a clear error
-    data = settings.data or (Run.open(source).settings().data if in_run else None)
-    if data is None:
-        raise UserError("data", "not given, and the images come from no run that knows its data", "add data=SOURCE")
-    accelerator = make_accelerator(device)
+    path = Path(source)
+    place = make_accelerator(device).device
+    # what is no folder of images is a model, a hub name, or a clear error
+    model = load(source, settings.at, place) if is_model(path) or not path.is_dir() else None
+    data = data_of(path, settings)
     with Progress("packing the data", quiet=True) as packing:
         packing.quiet = quiet
         store = open_store(data, packing)
-    model = None
-    if not (Path(source).is_dir() and not in_run and not (Path(source) / "model_index.json").is_file()):
-        model = load(source, settings.at, accelerator.device)
-    page = None
     if isinstance(model, NetworkClassifier):
-        found = judge(model, store, settings)
+        given, found = None, judge(model, store, settings)
     else:
-        images, labels = _images(source, model, settings, quiet)
-        found = compare(images, labels, store, settings, quiet, accelerator.device)
-        if in_run:
-            from ..report.build import report_run
-
-            page = report_run(Run.open(source), store, model, images, labels, found, frechet_target, command)
-    out = out or (Path(source) if in_run else Path(".")) / "evaluations"
+        yardstick = prepare(store, settings, place)
+        given = draw_samples(model, yardstick, settings, place, quiet) if model else read_images(path)
+        check_images(tuple(given.images.shape[1:]), given.names if given.labels else (), yardstick, settings)
+        found = compare(given, yardstick, settings, quiet)
+    name = weights_hash(model) if model else pixels_hash(given)
+    found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
+    out = out or home_of(path) / "evaluations"
     out.mkdir(parents=True, exist_ok=True)
-    atomic_json(out / f"{settings_hash(settings)}.json", found)
+    atomic_json(out / f"{settings_hash(settings)}-{name[:8]}.json", found)
+    page = None
+    if given is not None and isinstance(model, NetworkDenoiser) and (path / "settings.yaml").is_file():
+        from ..report.build import report_run
+
+        page = report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
     return found, page
 
 
-def _images(source: str, model: Any, settings: EvaluateSettings, quiet: bool) -> tuple[Any, list[int] | None]:
-    import torch
+def data_of(path: Path, settings: EvaluateSettings) -> DataSettings:
+    """The real images: those given, or those of the run that a model or a folder of samples belongs to."""
+    from ..run import Run
 
-    from ..data import open_store
+    if settings.data is not None:
+        return settings.data
+    for folder in (path, path.resolve().parent.parent):  # RUN, or RUN/samples/<name>
+        if (folder / "settings.yaml").is_file() and (folder == path or path.resolve().parent.name == "samples"):
+            return Run.open(folder).settings().data
+    raise UserError("data", "not given, and the images come from no run that knows its data", "add data=SOURCE")
+
+
+def home_of(path: Path) -> Path:
+    """Where results belong: a run, or a folder of samples with its manifest; never among somebody's own images."""
+    return path if any((path / name).is_file() for name in ("settings.yaml", "manifest.json")) else Path()
+
+
+def pixels_hash(given: Generated | None) -> str:
+    return hashlib.sha256(given.images.numpy().tobytes()).hexdigest() if given is not None else ""
+
+
+def draw_samples(
+    model: NetworkDenoiser, yardstick: Yardstick, settings: EvaluateSettings, device: torch.device, quiet: bool
+) -> Generated:
+    """The model's samples, after everything that can be wrong with comparing them has been checked."""
     from ..generate import sample
+    from ..generate.produce import class_names
+    from ..generate.sample import image_shape
+    from ..learn.fastest import DTYPES
     from ..learn.validation import labels_for
-    from ..settings.data import DataSettings
 
-    if model is None:
-        store = open_store(DataSettings(source=source))
-        return store.batch(store.indices("all")), None
-    seeds = range(settings.seed, settings.seed + settings.n)
+    names = class_names(model)
+    check_images(image_shape(model), names, yardstick, settings)
+    if settings.guidance != 1 and not model.classes:
+        raise UserError(f"guidance={settings.guidance:g}", "this model is unconditional", "leave guidance out")
+    model.autocast = DTYPES[precision(model, settings.precision, device)]
     labels = labels_for(range(settings.n), model.classes)
     with Progress("sampling", quiet) as progress:
         images = sample(
             model,
-            seeds,
+            range(settings.seed, settings.seed + settings.n),
             label=labels,
             sampler=settings.sampler,
             steps=settings.steps,
-            guidance=settings.guidance if model.classes else 1.0,
+            guidance=settings.guidance,
             micro_batch=settings.micro_batch,
             progress=progress,
         )
-    return torch.as_tensor(images).cpu(), labels
+    return Generated(images.cpu(), labels, names, str(model.autocast or "full").removeprefix("torch."))
 
 
-def compare(
-    images: Any, labels: list[int] | None, store: Any, settings: EvaluateSettings, quiet: bool, device: Any
-) -> dict[str, Any]:
-    """The verdict on generated images: `measure.quality` against this store, and the distance to all of `split`."""
+def read_images(path: Path) -> Generated:
+    """The images of a folder that `twofold sample` made, with their labels, or of any folder.
+
+    Raises `UserError` for a folder of samples that is not finished, a damaged images.npz, and too few images.
+    """
+    from ..data import open_store
+    from ..generate import manifest
+    from ..settings.data import DataSettings
+
+    made = None
+    with contextlib.suppress(UserError):  # somebody else's manifest.json
+        made = manifest.read(path)
+    if made is not None and not made["complete"]:
+        raise UserError(str(path), "its images are not all there yet", "repeat the `twofold sample` that began it")
+    if made is not None and (path / "images.npz").is_file():
+        images, labels = read_npz(path / "images.npz")
+        request = made["request"]
+        found = Generated(images, labels, request.get("classes", ()), request.get("precision", ""))
+    else:
+        store = open_store(DataSettings(source=str(path if made is None else path / "images")))
+        found = Generated(store.batch(store.indices("all")), None)
+    if len(found.images) < fewest():
+        many = f"only {len(found.images)} images"
+        raise UserError(str(path), many, f"at least {fewest()}; hundreds mean something")
+    return found
+
+
+def read_npz(path: Path) -> tuple[Tensor, list[int] | None]:
+    """Images uint8 (N, C, H, W) and labels (None if there are none) of an images.npz of `twofold sample`."""
+    import numpy as np
     import torch
 
-    from ..measure import Gaussian, embed, encoder, frechet_distance
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["arr_0"], file["arr_1"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(str(path), f"cannot be read ({reason})", "delete it and repeat the `twofold sample`") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise UserError(str(path), f"holds {images.dtype} {images.shape}", "expected uint8 images (N, H, W, C), labels")
+    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return tensor, [int(label) for label in labels] if bool((labels >= 0).any()) else None
+
+
+def compare(given: Generated, yardstick: Yardstick, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
+    """The verdict on generated images: `measure.quality` against the store, and the distance to all of `split`."""
+    import torch
+
+    from ..measure import Gaussian, embed, frechet_distance
     from ..measure.quality import quality
     from ..measure.statistics import reference
-    from ..run import load
 
-    chosen = encoder(settings.encoder)
-    judge_model: Any = load(settings.classifier, device=device) if settings.classifier else None
     say("measuring ...", quiet)
-    target = reference(store, settings.split, chosen)
-    train, held_out = _bounded(store, "train"), _bounded(store, "test")
-    known = torch.tensor(labels) if labels is not None else None
-    found = quality(images, train, held_out, chosen, judge_model, known)
-    distance = frechet_distance(Gaussian.of(embed(chosen, images)), target.gaussian)
-    found["frechet_to_split"] = {"split": settings.split, "images": len(images), "value": distance}
-    found["settings"] = settings.model_dump(mode="json")
+    store, encoder = yardstick.store, yardstick.encoder
+    target = reference(store, settings.split, encoder)
+    train, held_out = store.batch(yardstick.train), store.batch(yardstick.held_out)
+    known = torch.tensor(given.labels) if given.labels is not None else None
+    found = quality(given.images, train, held_out, encoder, yardstick.judge, known)
+    distance = frechet_distance(Gaussian.of(embed(encoder, given.images)), target.gaussian)
+    found["frechet_to_split"] = {"split": settings.split, "images": len(given.images), "value": distance}
+    found["precision"] = given.precision
+    found["held_out"] = {"split": yardstick.part, "images": len(held_out)}
     found["data"] = {"name": store.name, "hash": store.content_hash}
     return found
 
 
-def _bounded(store: Any, split: str, most: int = 20_000) -> Any:
-    """A split's images, evenly thinned to what fits in memory easily."""
-    import numpy as np
-
-    rows = store.indices(split)
-    if len(rows) > most:
-        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    return store.batch(rows)
-
-
-def judge(model: Any, store: Any, settings: EvaluateSettings) -> dict[str, Any]:
-    """Accuracy and calibration of a classifier on the test part (or `split`, where one is named)."""
+def judge(model: NetworkClassifier, store: Store, settings: EvaluateSettings) -> dict[str, Any]:
+    """Accuracy and calibration of a classifier on the held-out part (or `split`, where one is named)."""
     import torch
 
     from ..measure import accuracy, calibration_error, probabilities
 
-    split = "test" if settings.split == "all" else settings.split
-    rows = store.indices(split)
+    where = f"data={store.settings.source}"
+    check_judge(model, store, where)
+    if settings.split == "all":
+        split, rows = held_out_of(store, 1)
+    else:
+        split, rows = settings.split, store.indices(settings.split)
     label = torch.from_numpy(store.labels[rows].astype("int64"))
     if not bool((label >= 0).any()):
-        raise UserError(f"data.source={store.name}", "has no labels", "accuracy needs one sub-folder per class")
-    seen = probabilities(model, store.batch(rows))
+        raise UserError(where, "has no labels", "accuracy needs one sub-folder per class")
+    if list(store.classes) != list(model.classes):
+        what = f"its classes are {short(store.classes)}, the classifier knows {short(model.classes)}"
+        raise UserError(where, what, "give data of the same classes")
+    classifier: Any = model  # a `Classifier`, whose classes mypy wants to be any sequence
+    seen = probabilities(classifier, store.batch(rows))
     metrics = {"accuracy": accuracy(seen, label), "calibration_error": calibration_error(seen, label)}
     return {
         "metrics": {name: {"samples": value} for name, value in metrics.items()},
         "images": {split: int((label >= 0).sum())},
+        "held_out": {"split": split, "images": len(rows)},
         "data": {"name": store.name, "hash": store.content_hash},
-        "settings": settings.model_dump(mode="json"),
     }
 
 
@@ -175,4 +269,7 @@ def print_table(found: dict[str, Any]) -> None:
     if "frechet_to_split" in found:
         whole = found["frechet_to_split"]
         print(f"{'distance to ' + whole['split']:28}{whole['value']:12.4f}   ({whole['images']} samples)")
+    part = found["held_out"]
+    if part["split"] == "validation":
+        print(f"held out: {part['images']} images of the validation part, for want of a test part")
     print(json.dumps(found["images"]))

@@ -87,8 +87,9 @@ def produce(
     """Generates the images of these settings into a folder; the same call again resumes, and does nothing when done.
 
     out: a new folder, or one begun by the same call. checkpoint_hash: names the weights, for the manifest and so that
-    images of two models never mix. settings.precision is the caller's to apply (`autocast` of the denoiser); the manifest
-    records what the denoiser computes in. rank, world: this process and their number; they share nothing but the folder.
+    images of two models never mix. settings.precision is the caller's to apply (`autocast` of the denoiser); the
+    manifest records what the denoiser computes in. rank, world: this process and their number; they share nothing but
+    the folder.
     progress: called with (images done, images in all) of this process's share.
     seeds, labels: one per image, instead of what the settings ask for (n, seed, label).
 

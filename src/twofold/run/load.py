@@ -12,7 +12,6 @@ from ..recognize.classifier import NetworkClassifier
 from .folder import Run
 from .weights import load_model
 
-
 MODEL_FILES = ("settings.yaml", "model_index.json", "config.json", "model.safetensors")  # a folder with one is a model
 
 

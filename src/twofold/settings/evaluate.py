@@ -18,7 +18,8 @@ class EvaluateSettings(Settings):
     n: int = Field(1_000, ge=5, description="samples to measure")
     seed: int = Field(0, ge=0, description="seed of the first sample")
     encoder: str = Field(
-        "auto", description="pixels, pixels8 (averaged down to 8x8), convnet (of the classifier) or auto: pixels that fit"
+        "auto",
+        description="auto (pixels, averaged down if need be), pixels, pixels8 (of 8x8), or convnet (the classifier)",
     )
     sampler: str = Field("dpmpp2m", description="sampler")
     steps: int = Field(20, ge=1, description="sampler steps")
