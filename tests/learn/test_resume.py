@@ -121,7 +121,7 @@ def test_sigkill(whole: Path, tmp_path: Path) -> None:
 CRASHES = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
-import torch
+import torch, torch._dynamo  # which torch.optim would import in every child, for seconds
 torch.set_num_threads(1)
 from tests.learn.common import tiny
 from twofold import files

@@ -200,16 +200,22 @@ def _check(config: Mapping[str, Any], c: Mapping[str, Any]) -> None:
     for key in c:
         if key not in DEFAULTS:
             raise UserError(f"{key}={c[key]}", "unknown key of UNet2DModel's configuration", nearest(key, DEFAULTS))
-    widths, mirrored = c["block_out_channels"], [kind == ATTENTION_UP for kind in reversed(c["up_block_types"])]
-    sides = c["sample_size"]
+    widths, sides, head = c["block_out_channels"], c["sample_size"], c["attention_head_dim"]
+    attends = [kind == ATTENTION_DOWN for kind in c["down_block_types"]]
+    attending = {width for width, attend in zip(widths, attends, strict=False) if attend} | {widths[-1]}
     valid = {key: (c[key] in values, " or ".join(map(str, values))) for key, values in ONLY.items()} | {
         "sample_size": (sides is not None, "twofold needs the size of the images"),
         "out_channels": (c["out_channels"] == c["in_channels"], f"in_channels={c['in_channels']}"),
         "time_embedding_dim": (c["time_embedding_dim"] in (None, 4 * widths[0]), f"{4 * widths[0]}"),
         "block_out_channels": (all(w % widths[0] == 0 for w in widths), "multiples of the first"),
+        "down_block_types": (len(attends) == len(widths), f"{len(widths)} blocks, as in block_out_channels"),
         "up_block_types": (
-            mirrored == [kind == ATTENTION_DOWN for kind in c["down_block_types"]],
+            [kind == ATTENTION_UP for kind in reversed(c["up_block_types"])] == attends,
             "attention at the same levels as down_block_types",
+        ),
+        "attention_head_dim": (
+            head is None or all(width % head == 0 for width in attending),
+            "a divisor of the channels that attend",
         ),
         "attn_norm_num_groups": (
             c["attn_norm_num_groups"] == c["norm_num_groups"]
@@ -251,7 +257,7 @@ def noise_of(scheduler: Mapping[str, Any]) -> VPNoise:
     alphas = _alphas(scheduler, steps)
     for table in BETAS:
         noise = VPNoise(table=table, steps=steps, predicts=known[prediction])
-        if alphas is not None and np.allclose(alphas, alpha_bar(noise), rtol=1e-5, atol=0):
+        if alphas is not None and len(alphas) == steps and np.allclose(alphas, alpha_bar(noise), rtol=1e-5, atol=0):
             return noise
     shown = {key: scheduler[key] for key in ("beta_schedule", "beta_start", "beta_end") if key in scheduler}
     where = ", ".join(f"{key}={value}" for key, value in shown.items()) or str(

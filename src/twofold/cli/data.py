@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action not in ACTIONS:
         raise UserError(f"twofold data {args.action}", "no such action", nearest(args.action, ACTIONS))
-    assigned = parse_assignments(args.assignments)
+    # as elsewhere (data.size=32), or without the prefix, which is all there is to set here
+    assigned = parse_assignments([word.removeprefix("data.") for word in args.assignments])
     if "source" in assigned:
         raise UserError(
             f"source={assigned['source']}", f"the source is given already ({args.source})", "keep one of them"

@@ -214,7 +214,7 @@ def _failed(error: Exception) -> int:
     if full is not None:
         name = getattr(full, "filename", None)
         text = str(error) if isinstance(error, UserError) else f"the disk is full{f' ({name})' if name else ''}"
-        _tell(f"twofold: error: {text}; {KEPT}")
+        _tell(f"twofold: error: {text}; what was saved before is kept: free some room and give the same command again")
         return 1
     if isinstance(error, UserError):
         _tell(f"twofold: error: {error}")

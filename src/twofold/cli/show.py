@@ -28,6 +28,7 @@ class Progress:
         self._bar: Any = None
         self._last = time.monotonic()
         self._shown = False
+        self._started = 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -36,6 +37,7 @@ class Progress:
         if self._shown:
             return
         self._shown = True
+        self._started = time.monotonic()
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -69,7 +71,10 @@ class Progress:
             changes: dict[str, Any] = {"completed": done, "total": total}
             self._bar.update(self._task, **changes, **({"text": text} if text else {}))
         elif time.monotonic() - self._last >= HEARTBEAT:
-            self.line(f"{self.title}: {done:,}" + (f" of {total:,}" if total else "") + (f", {text}" if text else ""))
+            left = (time.monotonic() - self._started) * (total - done) / done if total and done else 0.0
+            parts = [f"{self.title}: {done:,}" + (f" of {total:,}" if total else ""), text]
+            parts += [f"about {left / 60:.0f} min left"] if left > 90 else []
+            self.line(", ".join(part for part in parts if part))
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""

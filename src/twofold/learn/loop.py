@@ -50,8 +50,26 @@ class Trainer:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
         self.main = accelerator.is_main_process
+        torch.manual_seed(self.loop.seed)
+        self.model = build(settings, store.shape, store.classes)
         self.n_images = 0
-        self.totals = {"seconds": 0.0, "nonfinite": 0, "in_a_row": 0, "loss_sum": 0.0, "loss_count": 0}
+        self.totals: dict[str, Any] = {
+            "seconds": 0.0,
+            "nonfinite": 0,  # steps skipped, in all and without a good one between
+            "in_a_row": 0,
+            "loss_sum": 0.0,  # since the last log line
+            "loss_count": 0,
+            "logged_images": 0,
+            "logged_seconds": 0.0,
+        }
+            "seconds": 0.0,
+            "nonfinite": 0,
+            "in_a_row": 0,
+            "loss_sum": 0.0,
+            "loss_count": 0,
+            "logged_images": 0,
+            "logged_seconds": 0.0,
+        }
         self.best: dict[str, float] = {}
         self.stop_requested = False  # set by a signal handler: save at the next step, then end
 
@@ -101,11 +119,9 @@ class Trainer:
 
     def _prepare(self) -> Iterator[Event]:
         settings, loop = self.settings, self.loop
-        torch.manual_seed(loop.seed)
-        model = build(settings, self.store.shape, self.store.classes).to(self.device)
+        model = self.model.to(self.device)
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
         self.objective: Objective = objective(model, settings.objective).train()
         state, damaged = newest_state(self.run.path / "state")
         yield from map(Note, damaged)
@@ -127,11 +143,19 @@ class Trainer:
         )
         self.validation = Validation(settings, self.store, self.rank, self.world, self.device)
         self._loss_sum = torch.zeros((), device=self.device)
+        yield Note(self._describe())
         if state is not None:
             self._restore(state)
             yield Note(f"resumed at {self.n_images:,} images")
         elif self.main:
             self.run.log_file.unlink(missing_ok=True)
+
+    def _describe(self) -> str:
+        """What is trained on what, in one line."""
+        parameters = sum(p.numel() for p in self.objective.network.parameters())
+        parts = f"{len(self.batches.rows):,} training and {len(self.validation.rows):,} validation images"
+        how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
+        return f"{self.store.name}: {parts}, {len(self.store.classes)} classes; {parameters:,} parameters; {how}"
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
@@ -235,9 +259,11 @@ class Trainer:
             "grad_norm": _finite(self._grad_norm),
             "nonfinite": facts["nonfinite"],
             "seconds": round(facts["seconds"], 3),
-            "images_per_second": round(self.n_images / max(facts["seconds"], 1e-9), 1),
+            "images_per_second": round(
+                (self.n_images - facts["logged_images"]) / max(facts["seconds"] - facts["logged_seconds"], 1e-9), 1
+            ),
         }
-        facts["loss_count"] = 0
+        facts |= {"loss_count": 0, "logged_images": self.n_images, "logged_seconds": facts["seconds"]}
         self._loss_sum.zero_()
         yield from self._record(row)
 

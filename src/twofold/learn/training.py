@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from .. import __version__
 from ..data import Store, open_store
 from ..errors import UserError
-from ..run import Run, build
+from ..run import Run
 from ..settings.train import TrainSettings
 from .events import Event, Note
 from .loop import Trainer
@@ -48,18 +48,18 @@ def train(
     main = accelerator.is_main_process
     store = open_store(settings.data, packing if main else None)  # one packs, the others wait for its lock
     settings = complete(settings, store)
-    with torch.device("meta"):  # what cannot be built is said before a folder is made
-        build(settings, store.shape, store.classes)
     run = Run(Path(out))
+    if run.settings_file.is_file():
+        Run.start(out, settings)  # raises where it has other settings
+        finished = run.result()
+        if finished is not None:
+            show(Note(f"{run.path} is finished; nothing to do"))
+            return finished
+    trainer = Trainer(run, settings, store, accelerator)  # what cannot be built is said before a folder is made
     if main:
-        run = Run.start(out, settings, header=f"# {command}" if command else "")
+        Run.start(out, settings, header=f"# {command}" if command else "")
     accelerator.wait_for_everyone()
-    finished = run.result()
-    if finished is not None:
-        show(Note(f"{run.path} is finished; nothing to do"))
-        return finished
     with run.lock() if main else nullcontext():
-        trainer = Trainer(run, settings, store, accelerator)
         with _signals(trainer):
             for event in trainer.events():
                 show(event)
@@ -99,7 +99,7 @@ def check_device(name: str | None) -> torch.device:
         count = there[device.type]
     except (RuntimeError, KeyError):
         raise UserError(f"--device {name}", "no such kind of device", "cpu, cuda, cuda:1 or mps") from None
-    if (device.index or 0) >= count:
+    if not 0 <= (device.index or 0) < count:  # torch wraps large numbers round to negative ones
         what = f"there are {count} of this kind here" if count else f"no {device.type} device is usable here"
         raise UserError(f"--device {name}", what, "`twofold doctor` says what there is")
     return device

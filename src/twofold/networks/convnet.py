@@ -32,15 +32,19 @@ class Stage(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """forward(x (B, C, H, W) in [-1, 1]) -> logits (B, classes). layers: "stage.0", "stage.1", ... in order.
+    """forward(x (B, C, H, W) in [-1, 1]) -> logits (B, classes); the noise level and conditions are not looked at.
 
-    Raises `UserError` where images are smaller than the stages need.
+    classes: settings.classes, or else how many the data has. layers: "stage.0", "stage.1", ... in order.
+    Raises `UserError` where images are smaller than the stages need, and for fewer than 2 classes.
     """
 
     def __init__(self, settings: ConvNetSettings, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         if min(shape[1:]) >> (settings.stages - 1) < 2:
             raise UserError(f"network.stages={settings.stages}", f"too many for images of {shape[1]}x{shape[2]}")
+        classes = settings.classes or classes
+        if classes < 2:
+            raise UserError("network.classes", f"a classifier of {classes} classes", "it needs at least 2")
         widths = [settings.channels * 2**i for i in range(settings.stages)]
         self.stem = nn.Conv2d(shape[0], widths[0], 3, 1, 1)
         self.stages = nn.ModuleList()
@@ -48,7 +52,7 @@ class ConvNet(nn.Module):
             self.stages.append(Stage(widths[max(0, i - 1)], width, 1 if i == 0 else 2))
         self.norm = nn.GroupNorm(_groups(widths[-1]), widths[-1])
         self.dropout = nn.Dropout(settings.dropout)
-        self.linear = nn.Linear(widths[-1], settings.classes or classes)
+        self.linear = nn.Linear(widths[-1], classes)
         self.layers: Mapping[str, Layer] = {
             f"stage.{i}": Layer(stage, width, 2**i)
             for i, (stage, width) in enumerate(zip(self.stages, widths, strict=True))

@@ -81,9 +81,10 @@ class Embedding(nn.Module):
     def _checked(self, cond: Cond) -> tuple[Tensor | None, Tensor | None]:
         label, augment = cond.get("label"), cond.get("augment")
         # on an accelerator reading a label would stall every step; there the embedding itself catches a wrong one
-        readable = label is not None and (self.label is None or label.device.type == "cpu")
-        if readable and int(label.max()) >= self.classes:
-            raise UserError(f"label {int(label.max())}", f"the network knows {self.classes} classes", "-1 is none")
+        if label is not None and (self.label is None or label.device.type == "cpu"):
+            largest = int(label.max())
+            if largest >= self.classes:
+                raise UserError(f"label {largest}", f"the network knows {self.classes} classes", "-1 is none")
         if augment is not None and self.augment is None and bool(augment.any()):
             raise UserError("augment", "the network has no augmentation labels", "set network.augment_dim")
         return label, augment
@@ -180,20 +181,21 @@ class UNet(nn.Module):
     def _initialise(self) -> None:
         """PyTorch's, ADM's (what closes a residual branch is zero) or EDM's (Xavier, the same nearly zero)."""
         how = self.settings.init
-        closing = [self.out, *(m.conv2 for m in self.modules() if isinstance(m, Block))]
-        closing += [m.proj for m in self.modules() if isinstance(m, Attention)]
-        if how == "zero_out":
-            for module in closing:
+        attentions = [m for m in self.modules() if isinstance(m, Attention)]
+        closing: list[nn.Module] = [self.out, *(m.conv2 for m in self.modules() if isinstance(m, Block))]
+        closing += [attention.proj for attention in attentions]
+        gains = {attention.qkv: EDM_QKV_GAIN for attention in attentions} | dict.fromkeys(closing, EDM_CLOSING_GAIN)
+        for module in self.modules():
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                continue
+            if how == "edm":
+                nn.init.xavier_uniform_(module.weight, gain=gains.get(module, 1.0))
+            elif how == "zero_out" and module in closing:
                 nn.init.zeros_(module.weight)
+            else:
+                continue
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if how == "edm":
-            gains = {m.qkv: EDM_QKV_GAIN for m in self.modules() if isinstance(m, Attention)}
-            gains |= dict.fromkeys(closing, EDM_CLOSING_GAIN)
-            for module in self.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    nn.init.xavier_uniform_(module.weight, gain=gains.get(module, 1.0))
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
 
 
 def _attention_levels(settings: UNetSettings, shape: tuple[int, int, int]) -> list[bool]:

@@ -73,7 +73,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
         raise UserError(str(path), f"has format {facts['format']}, this version reads {FORMAT}", "update twofold")
     settings = TrainSettings.model_validate(facts["settings"])
     shape = tuple(facts["shape"])
-    with torch.device("meta"):
+    # not on the meta device: its random initialisation imports torch's compiler, which takes seconds
+    with torch.random.fork_rng(devices=[]):
         model = build(settings, shape, facts["classes"])
     check_weights(str(path), model.network, weights)
     model.network.load_state_dict(weights, assign=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from .base import Settings
 
@@ -14,9 +14,9 @@ class UNetSettings(Settings):
 
     kind: Literal["unet"] = "unet"
     channels: int = Field(128, ge=4, description="channels of the first level")
-    multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, description="channel multiplier per level")
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1, description="channel multiplier per level")
     blocks: int = Field(2, ge=1, description="residual blocks per level (the decoder has one more)")
-    attention: tuple[int, ...] = Field((16,), description="resolutions (pixels of the shorter side) with attention")
+    attention: tuple[PositiveInt, ...] = Field((16,), description="resolutions (shorter side, pixels) with attention")
     heads: int = Field(1, ge=1, description="attention heads (ignored where head_channels is set)")
     head_channels: int | None = Field(None, ge=1, description="channels per attention head")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
