@@ -62,14 +62,6 @@ class Trainer:
             "logged_images": 0,
             "logged_seconds": 0.0,
         }
-            "seconds": 0.0,
-            "nonfinite": 0,
-            "in_a_row": 0,
-            "loss_sum": 0.0,
-            "loss_count": 0,
-            "logged_images": 0,
-            "logged_seconds": 0.0,
-        }
         self.best: dict[str, float] = {}
         self.stop_requested = False  # set by a signal handler: save at the next step, then end
 

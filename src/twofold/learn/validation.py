@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import Store
 from ..draws import ImageDraws
 from ..generate import sample
-from ..measure import Gaussian, embed, encoder, frechet_distance
+from ..measure import Gaussian, embed, encoder, fits, frechet_distance
 from ..settings.train import TrainSettings
 from .batches import U_SIGMA, Batch
 from .ema import Average
@@ -57,7 +57,8 @@ class Validation:
         # out in random order, because rows are often sorted by class.
         dealt = np.random.default_rng(0).permutation(len(rows))
         self._place = {row: (place + 0.5) / len(rows) for row, place in zip(rows, dealt, strict=True)}
-        self.encoder = encoder(settings.validation.encoder)
+        shape = store.shape
+        self.encoder = encoder(fits(settings.validation.encoder, shape))
         # a covariance needs two images on either side
         self.samples_wanted = settings.validation.samples if min(settings.validation.samples, len(rows)) > 1 else 0
         self._reference: Gaussian | None = None
