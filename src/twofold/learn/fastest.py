@@ -12,6 +12,7 @@ from torch import nn
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE = 16  # images of a first probe; large networks are not probed further
 QUICK = 0.4  # seconds of a training step below which the number of threads is worth measuring
+WORTH = 1.75  # times faster that all threads must be than one: less is soon lost when somebody else uses a core
 
 
 def precision(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> str:
@@ -29,10 +30,10 @@ def precision(model: nn.Module, shape: tuple[int, int, int], device: torch.devic
 
 
 def threads(model: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype | None) -> int:
-    """CPU threads for training steps of `batch` images: all of torch's, or one where that is faster.
+    """CPU threads for training steps of `batch` images: all of torch's, or one where they are hardly faster.
 
-    A small network spends its step on starting and joining threads, and on a machine that others use as well, threads
-    that wait for each other can be many times slower than one.
+    A small network spends its step on starting and joining threads. On a quiet machine two may take 60 ms where one
+    takes 95; with other work on the cores they took 380, because they wait for each other, and one took 130.
     """
     most = torch.get_num_threads()
     device = torch.device("cpu")
@@ -42,7 +43,7 @@ def threads(model: nn.Module, shape: tuple[int, int, int], batch: int, dtype: to
     for count in (most, 1):
         with _threads(count):
             seconds[count] = step_seconds(model, shape, device, batch, dtype)
-    return min(seconds, key=lambda count: seconds[count])
+    return most if seconds[1] > WORTH * seconds[most] else 1
 
 
 @contextmanager
