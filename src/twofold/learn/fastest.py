@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PROBE = 16  # images of a first probe; large networks are not probed further
-QUICK = 0.4  # seconds of a training step below which the number of threads is worth measuring
+PROBE = 16  # images of the steps that are timed to compare formats
+SMALL = 5e10  # FLOPs of a training step (about half a second of one core) up to which threads are worth measuring
 WORTH = 1.75  # times faster that all threads must be than one: less is soon lost when somebody else uses a core
 
 
@@ -37,7 +37,7 @@ def threads(model: nn.Module, shape: tuple[int, int, int], batch: int, dtype: to
     """
     most = torch.get_num_threads()
     device = torch.device("cpu")
-    if most == 1 or step_seconds(model, shape, device, PROBE, dtype, 2) * batch / PROBE > QUICK:
+    if most == 1 or step_flops(model, shape) * batch > SMALL:
         return most
     seconds = {}
     for count in (most, 1):
@@ -59,6 +59,15 @@ def _threads(count: int) -> Iterator[None]:
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (avx512_bf16 or amx_bf16)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def step_flops(model: nn.Module, shape: tuple[int, int, int]) -> float:
+    """FLOPs of a training step per image (2 per multiply-add; a backward pass costs two forward passes)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.network(torch.zeros(1, *shape), torch.zeros(1))  # type: ignore[operator]
+    return 3.0 * counter.get_total_flops()
 
 
 def step_seconds(
