@@ -62,14 +62,14 @@ def main() -> None:
     if theirs[1]:
         model.to(memory_format=torch.channels_last)
     kinds = {"ddim": DDIMScheduler, "dpmpp2m": DPMSolverMultistepScheduler}
-    options = {"ddim": {"clip_sample": True}, "dpmpp2m": {"final_sigmas_type": "zero", "timestep_spacing": "leading"}}
+    options = {"ddim": {"clip_sample": False}, "dpmpp2m": {"final_sigmas_type": "zero", "timestep_spacing": "leading"}}
     scheduler = kinds[arguments.sampler](num_train_timesteps=1000, beta_schedule="linear", **options[arguments.sampler])
     scheduler.set_timesteps(arguments.steps)
 
     def run_ours() -> torch.Tensor:
         ours.autocast = torch.bfloat16 if how[0] else None
         return sample(
-            ours, arguments.batch, None, arguments.sampler, arguments.steps, grid="ddim", micro_batch=arguments.batch
+            ours, arguments.batch, None, arguments.sampler, arguments.steps, grid="ddim", micro_batch=arguments.batch, clip=False
         )
 
     def run_theirs() -> torch.Tensor:
