@@ -3,7 +3,8 @@
     python benchmarks/memory.py --images 2000 1000000
 
 For each number a Parquet file of random 32x32 JPEG images is made, and a child process packs it and trains a small
-network on it for some steps; a second one finds it packed. Anonymous memory is what the process owns; the memory-mapped store is the page cache's.
+network on it for some steps; a second one finds it packed. Anonymous memory is what the process owns; the memory-mapped
+store is the page cache's.
 """
 
 from __future__ import annotations

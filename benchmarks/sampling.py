@@ -68,9 +68,8 @@ def main() -> None:
 
     def run_ours() -> torch.Tensor:
         ours.autocast = torch.bfloat16 if how[0] else None
-        return sample(
-            ours, arguments.batch, None, arguments.sampler, arguments.steps, grid="ddim", micro_batch=arguments.batch, clip=False
-        )
+        n, options = arguments.batch, {"grid": "ddim", "clip": False}
+        return sample(ours, n, None, arguments.sampler, arguments.steps, micro_batch=n, **options)
 
     def run_theirs() -> torch.Tensor:
         x = SampleNoise(range(arguments.batch), (3, 32, 32))()

@@ -12,7 +12,7 @@ from .evaluate import evaluate, print_table
 from .show import say
 from .train import resolved, train_run
 
-FRECHET_TARGET = 0.20  # pixels in [-1, 1], 1,000 samples to all digits; a fitted Gaussian alone scores about 0.13
+FRECHET_TARGET = 0.20  # pixels in [-1, 1], 1,000 samples to all digits; means little without the other criteria
 JUDGE_ACCURACY = 0.98  # on held-out digits; a worse judge judges nothing
 OPTIONS = ("--out", "--device", "--quiet")
 

@@ -52,7 +52,7 @@ def report_run(
     criteria: list[Criterion] = verdict(found, frechet_target) if "metrics" in found else []
     real, part = (None, "") if images is None else real_images(store)
     content = Report(
-        title=f"{run.path.name}: {store.name}",
+        title=f"{store.name}: run {run.path.name}",
         summary=summary(result, store),
         criteria=criteria,
         log=run.log(),
