@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..settings.resolve import parse_assignments, resolve, settings_hash
@@ -79,24 +79,4 @@ def precision(model: NetworkDenoiser, wanted: str, device: torch.device, out: Pa
     begun = manifest.read(out) if out is not None else None
     names = {str(dtype or "full").removeprefix("torch."): name for name, dtype in DTYPES.items()}
     kept = names.get(begun["request"].get("precision")) if begun else None
-    return kept or fastest(_forward_only(model), model.shape, device)
-
-
-def _forward_only(model: NetworkDenoiser) -> Any:
-    """The model, made such that a training step costs what sampling costs: no gradient enters its network."""
-    import torch
-    from torch import Tensor, nn
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Parameter(torch.ones((), device=next(model.parameters()).device))
-
-        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            with torch.no_grad():
-                found = model.network(x, c_noise)
-            return found * self.one
-
-    probe = nn.Module()
-    probe.network = Network()
-    return probe
+    return kept or fastest(model, model.shape, device)

@@ -52,7 +52,10 @@ def train_run(
     settings: TrainSettings, out: Path, device: str | None, quiet: bool, command: str, title: str = "training"
 ) -> dict[str, Any]:
     """Trains with a live display; previews, TensorBoard events and the report are written beside it."""
-    say("starting (loading torch) ...", quiet)
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("opening the data ...", quiet)
     from ..learn import train
 
     first = is_first()

@@ -78,14 +78,21 @@ def step_seconds(
     dtype: torch.dtype | None,
     times: int = 4,
 ) -> float:
-    """Seconds of a forward and backward pass; the best of `times`, the first of which also sets up kernels."""
+    """Seconds of a forward and backward pass (a forward pass alone for a model without gradients, which will only be
+    sampled); the best of `times`, the first of which also sets up kernels."""
     network: nn.Module = model.network  # type: ignore[assignment]
+    trains = any(p.requires_grad for p in network.parameters())
     x, c_noise = torch.zeros(batch, *shape, device=device), torch.zeros(batch, device=device)
     best = float("inf")
     for _ in range(times):
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            network(x, c_noise).float().square().mean().backward()
+        with (
+            torch.set_grad_enabled(trains),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=trains),
+        ):
+            loss = network(x, c_noise).float().square().mean()
+            if trains:
+                loss.backward()
         best = min(best, time.perf_counter() - start)
     network.zero_grad(set_to_none=True)
     return best
