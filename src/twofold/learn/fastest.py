@@ -88,7 +88,7 @@ def step_seconds(
         start = time.perf_counter()
         with (
             torch.set_grad_enabled(trains),
-            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=trains),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
         ):
             loss = network(x, c_noise).float().square().mean()
             if trains:
