@@ -100,7 +100,7 @@ def their_steps(arguments: argparse.Namespace, how: tuple[str, bool], losses: li
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if how[0] == "bf16" else "no")
+    accelerator = Accelerator(cpu=True)  # one per process has one precision; autocast below is what it would do
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     store = open_store(_data(arguments))
     stream = batches(np.asarray(store.images), arguments.batch)
@@ -110,7 +110,8 @@ def their_steps(arguments: argparse.Namespace, how: tuple[str, bool], losses: li
         noise = torch.randn_like(clean)
         t = torch.randint(0, 1000, (len(clean),))
         with accelerator.accumulate(model):
-            output = model(scheduler.add_noise(clean, noise, t), t).sample
+            with torch.autocast("cpu", torch.bfloat16, enabled=how[0] == "bf16"):
+                output = model(scheduler.add_noise(clean, noise, t), t).sample
             loss = torch.nn.functional.mse_loss(output.float(), noise.float())
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
