@@ -173,6 +173,7 @@ def raising(error: BaseException, cause: BaseException | None = None) -> Callabl
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/data/images.npy")
 KEPT = "what is finished is kept; the same command continues"
+FREE = "what was saved before is kept: free some room and give the same command again"
 
 
 @pytest.mark.parametrize(
@@ -181,19 +182,19 @@ KEPT = "what is finished is kept; the same command continues"
         (UserError("a", "wrong\nthing", "do b"), None, 2, "twofold: error: a: wrong thing; do b"),
         (KeyboardInterrupt(), None, 130, f"twofold: stopped; {KEPT}"),
         (KeyboardInterrupt("kept runs/a at 100 images"), None, 130, "twofold: stopped; kept runs/a at 100 images"),
-        (FULL, None, 1, f"twofold: error: the disk is full (/data/images.npy); {KEPT}"),
-        (RuntimeError("failed"), FULL, 1, f"twofold: error: the disk is full (/data/images.npy); {KEPT}"),
+        (FULL, None, 1, f"twofold: error: the disk is full (/data/images.npy); {FREE}"),
+        (RuntimeError("failed"), FULL, 1, f"twofold: error: the disk is full (/data/images.npy); {FREE}"),
         (
             RuntimeError("I/O: No space left on device (os error 28)"),
             None,
             1,
-            f"twofold: error: the disk is full; {KEPT}",
+            f"twofold: error: the disk is full; {FREE}",
         ),
         (
             UserError("d", "the disk is full (3 MiB free)"),
             FULL,
             1,
-            f"twofold: error: d: the disk is full (3 MiB free); {KEPT}",
+            f"twofold: error: d: the disk is full (3 MiB free); {FREE}",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/root/x"),
