@@ -140,6 +140,20 @@ def test_every_family_can_be_made_beside_a_network_on_the_meta_device(settings) 
         assert theory.family(settings).sigma_range[0] > 0
 
 
+def test_flops_tell_small_networks_from_large_ones() -> None:
+    """Against torch's own counter, on a network without attention outside its layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from twofold.learn.fastest import step_flops
+    from twofold.networks import build
+    from twofold.settings.network import ConvNetSettings
+
+    model = NetworkClassifier(build(ConvNetSettings(channels=8), (1, 8, 8), 3), ["a", "b", "c"], (1, 8, 8))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.network(torch.zeros(1, 1, 8, 8))
+    assert step_flops(model, (1, 8, 8)) == 3 * counter.get_total_flops()
+
+
 def test_label_dropout_follows_the_image() -> None:
     network, batch = Exact(), batch_of(6)
     denoiser = NetworkDenoiser(network, theory.family(EDMNoise()), (1, 4, 4), classes=3)

@@ -75,7 +75,10 @@ def evaluate(
     Written to `out` (default: `evaluations` in the run or in the folder that `twofold sample` made) as <hash of its
     settings>-<hash of what was evaluated>.json, before the page is. frechet_target: see `report.verdict`.
     """
-    say("loading ...", quiet)
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("loading the model and the data ...", quiet)
     from ..data import open_store
     from ..denoiser import NetworkDenoiser
     from ..files import atomic_json

@@ -29,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(SampleSettings, [("command line", parse_assignments(args.assignments))])
-    say("loading the model ...", args.quiet)
+    say("loading torch ...", args.quiet)
     import torch
+
+    say("loading the model ...", args.quiet)
     from accelerate.utils import broadcast_object_list
 
     from ..denoiser import NetworkDenoiser
