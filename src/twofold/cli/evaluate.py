@@ -154,6 +154,7 @@ def draw_samples(
     model.autocast = DTYPES[precision(model, settings.precision, device)]
     labels = labels_for(range(settings.n), model.classes)
     with Progress("sampling", quiet) as progress:
+        progress(0, settings.n)  # shown at once: the first batch may take a while
         images = sample(
             model,
             range(settings.seed, settings.seed + settings.n),

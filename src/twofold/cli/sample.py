@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     model.autocast = DTYPES[chosen[0]]
     torch.manual_seed(0)
     with Progress("sampling", args.quiet) as progress:
+        progress(0, settings.n)  # shown at once: the first batch may take a while
         produce(model, out, settings, weights, accelerator.process_index, accelerator.num_processes, progress)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
