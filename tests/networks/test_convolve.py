@@ -33,8 +33,8 @@ def tensors(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format)
 @pytest.mark.parametrize(
     ("fewer", "reference", "size"),
     [
-        (convolve.winograd, plain, (5, 8)),
-        (convolve.winograd, plain, (1, 4)),
+        (convolve.Winograd.apply, plain, (5, 8)),
+        (convolve.Winograd.apply, plain, (1, 4)),
         (convolve.transposed, doubled, (5, 4)),
         (convolve.transposed, doubled, (1, 1)),
     ],
@@ -64,7 +64,8 @@ def test_wide_layers_take_it_and_stay_exact_to_rounding(
 ) -> None:
     """Against float64: within float32's rounding, in the memory format that came in; small layers are left alone."""
     calls = []
-    monkeypatch.setattr(convolve, "winograd", lambda *a, run=convolve.winograd: (calls.append(1), run(*a))[1])
+    run = convolve.Winograd.apply
+    monkeypatch.setattr(convolve.Winograd, "apply", lambda *a: (calls.append(1), run(*a))[1])
     conv = Conv3x3(128, 128).to(memory_format=memory_format)  # type: ignore[call-overload]
     x = torch.randn(8, 128, 16, 16).contiguous(memory_format=memory_format)
     with torch.no_grad():
