@@ -54,7 +54,8 @@ class Denoiser(nn.Module):
 
     shape: (C, H, W) of x0. sigma_range: the noise levels it was trained for. classes: labels 0..classes-1, 0 = none;
     class_names: what they are called, () where nobody said.
-    layers: {name: Layer} in order of execution. codec: images <-> x0. clip: x0 lives in [-1, 1].
+    layers: {name: Layer} in order of execution. aliases: {published name: name in layers}, which `features` takes too.
+    codec: images <-> x0. clip: x0 lives in [-1, 1].
     """
 
     shape: tuple[int, int, int]
@@ -62,6 +63,7 @@ class Denoiser(nn.Module):
     classes: int = 0
     class_names: Sequence[str] = ()
     layers: Mapping[str, Layer]
+    aliases: Mapping[str, str] = {}  # noqa: RUF012 (never written to)
     codec: Codec
     clip: bool = True
 
@@ -136,6 +138,10 @@ class NetworkDenoiser(Denoiser):
     def layers(self) -> Mapping[str, Layer]:  # type: ignore[override]
         return self.network.layers  # type: ignore[return-value]
 
+    @property
+    def aliases(self) -> Mapping[str, str]:  # type: ignore[override]
+        return getattr(self.network, "aliases", {})
+
     def compile_network(self) -> None:
         """Run denoising through torch.compile. Features keep the eager network, where hooks fire."""
         object.__setattr__(self, "_compiled", torch.compile(self.network))
@@ -157,7 +163,7 @@ class NetworkDenoiser(Denoiser):
         self, x: Tensor, sigma: Tensor | float, layers: Iterable[str], cond: Cond | None = None
     ) -> dict[str, Tensor]:
         c = self._feature_coefficients(x, as_sigma(sigma))
-        return _taps.read(lambda: self._run(self.network, x, c, cond), self.layers, layers)
+        return _taps.read(lambda: self._run(self.network, x, c, cond), self.layers, layers, self.aliases)
 
     def encode(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> State:
         """The network up to its middle. `decode(encode(x, sigma, cond))` equals `denoise(x, sigma, cond)`."""

@@ -6,6 +6,7 @@ no stored random state.
 
     training:  seed = the run's seed, index = position of the image in training, draw = 0
     sampling:  seed = the image's own seed, index = 0, draw = 0 for the start noise, then 1, 2, ... for solver steps
+    recognition: seed = a hash of the image's pixels, index = the user's seed, draw = which view of it
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STREAMS = {"train": 1, "sample": 2, "evaluate": 3}
+STREAMS = {"train": 1, "sample": 2, "evaluate": 3, "recognize": 4}
 
 
 class ImageDraws:

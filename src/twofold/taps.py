@@ -32,25 +32,40 @@ class _Stop(Exception):
     """Raised inside a hook to leave the forward pass; never leaves this module."""
 
 
-def check_layers(names: Iterable[str], layers: Mapping[str, Layer]) -> list[str]:
-    """The wanted names in order of execution. Raises `UserError` for a name the table does not hold."""
+def check_layers(
+    names: Iterable[str], layers: Mapping[str, Layer], aliases: Mapping[str, str] | None = None
+) -> list[str]:
+    """The wanted names, as the table has them, in order of execution.
+
+    aliases: {published name: name in the table}. Raises `UserError` for a name that neither holds.
+    """
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
         raise UserError("layers", "no layer was asked for", nearest("", layers))
+    known = {**(aliases or {}), **{name: name for name in layers}}
     for name in wanted:
-        if name not in layers:
-            raise UserError(f"layers: {name!r}", "no such layer", nearest(name, layers))
-    return [name for name in layers if name in wanted]
+        if name not in known:
+            raise UserError(f"layers: {name!r}", "no such layer", nearest(name, known))
+    chosen = {known[name] for name in wanted}
+    return [name for name in layers if name in chosen]
 
 
-def read(run: Callable[[], object], layers: Mapping[str, Layer], names: Iterable[str]) -> dict[str, Tensor]:
+def read(
+    run: Callable[[], object],
+    layers: Mapping[str, Layer],
+    names: Iterable[str],
+    aliases: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
     """Calls `run()` and returns {name: (B, D, h, w)} of the wanted layers, in order of execution.
+
+    A layer that was asked for by an alias is there under both names.
 
     Nothing after the deepest wanted layer runs, and what did run is bit-equal to the full pass.
 
     Raises `UserError` for unknown names and `RuntimeError` for a layer that produced no output.
     """
-    wanted = check_layers(names, layers)
+    names = [names] if isinstance(names, str) else list(names)
+    wanted = check_layers(names, layers, aliases)
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -72,4 +87,5 @@ def read(run: Callable[[], object], layers: Mapping[str, Layer], names: Iterable
     silent = [name for name in wanted if name not in found]
     if silent:
         raise RuntimeError(f"layers {silent} produced no output; was the network compiled before it was tapped?")
-    return {name: found[name] for name in wanted}
+    asked = {name: found[aliases[name]] for name in names if name not in layers and aliases}
+    return {**{name: found[name] for name in wanted}, **asked}

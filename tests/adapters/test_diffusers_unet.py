@@ -105,7 +105,7 @@ def test_weights_written_by_diffusers_are_read(tmp_path: Path) -> None:
         expected = abar.sqrt().float()[:, None, None, None] * x_t - (1 - abar).sqrt().float()[:, None, None, None] * v
         x = x_t / abar.sqrt().float()[:, None, None, None]
         assert relative(model.denoise(x, sigma), expected) < 1e-4
-    theirs.save_pretrained(tmp_path / "unet", safe_serialization=False)  # a .bin of tensors
+    theirs.save_pretrained(tmp_path / "unet")
     again = from_diffusers(tmp_path / "unet", scheduler)
     with torch.no_grad():
         assert torch.equal(again.denoise(x, sigma), model.denoise(x, sigma))
@@ -120,7 +120,7 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "unet")
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Evil()}, tmp_path / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="not readable as weights"):
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.bin is a pickle and is not opened"):
         from_diffusers(tmp_path / "unet")
     assert not (tmp_path / "ran").exists()
 

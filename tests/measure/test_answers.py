@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import UserError
-from twofold.measure import acceptance, accuracy, calibration_error, class_shares, share_interval, top_k
+from twofold.measure import acceptance, accuracy, auroc, calibration_error, class_shares, share_interval, top_k
 
 
 def answers(n: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,3 +120,34 @@ def test_impossible_shares_are_our_mistake() -> None:
         share_interval(1.5, 10)
     with pytest.raises(ValueError):
         share_interval(0.5, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.integers(-4, 4), min_size=2, max_size=40),
+    kinds=st.lists(st.booleans(), min_size=40, max_size=40),
+)
+def test_auroc_is_the_chance_of_the_right_order(scores: list[int], kinds: list[bool]) -> None:
+    kinds = [True, False, *kinds[2 : len(scores)]]
+    pairs = [(a > b) + (a == b) / 2 for a, p in zip(scores, kinds, strict=True) if p
+             for b, q in zip(scores, kinds, strict=True) if not q]  # fmt: skip
+    assert auroc(np.array(scores), np.array(kinds)) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(0)
+    scores, kinds = random.normal(size=500).round(1), random.integers(0, 2, 500)
+    assert auroc(scores, kinds) == pytest.approx(metrics.roc_auc_score(kinds, scores), abs=1e-12)
+    assert auroc(torch.from_numpy(scores), torch.from_numpy(kinds).bool()) == auroc(scores, kinds)
+    assert auroc([0.1, 0.2, np.inf], [0, 0, 1]) == 1.0
+
+
+def test_auroc_needs_both_kinds() -> None:
+    with pytest.raises(UserError, match="auroc: 0 positive and 2 negative images; both kinds are needed"):
+        auroc([0.1, 0.2], [0, 0])
+    with pytest.raises(UserError, match="scores: NaN for 1 of 2 images"):
+        auroc([0.1, np.nan], [0, 1])
+    for kinds in ([0, 1, 1], [0, 2]):
+        with pytest.raises(UserError, match="one score and one 0 or 1 per image"):
+            auroc([0.1, 0.2], kinds)

@@ -81,6 +81,8 @@ def exportable_network(denoiser: Denoiser) -> UNet:
     network = getattr(denoiser, "network", None)
     if not isinstance(network, UNet):
         raise UserError(f"network {type(network).__name__}", "UNet2DModel holds no such network", "export a unet")
+    if network.mid is None or len(network.dec) == 0:
+        raise UserError("network", "only the part of a unet up to one of its layers", "export the whole denoiser")
     s = network.settings
     refused = {
         "multipliers": (s.multipliers, s.multipliers[0] != 1, "the first must be 1"),
@@ -156,6 +158,7 @@ def _head_dim(network: UNet) -> int | None:
     s = network.settings
     if s.head_channels or s.heads == 1:
         return s.head_channels
+    assert network.mid is not None  # as `exportable_network` has checked
     blocks = [network.mid.first, *network.dec]
     dims = {b.attention.norm.num_channels // s.heads for b in blocks if b.attention is not None}
     if len(dims) > 1:

@@ -1,13 +1,10 @@
 """diffusers' UNet2DModel in both directions: options, weights, and the scheduler's table.
 
-The same network twice: what one side cannot say is refused by the name of the option (`diffusers_config`). Weights are
-read from safetensors, or from a .bin that holds tensors and nothing else.
+The same network twice: what one side cannot say is refused by the name of the option (`diffusers_config`).
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +27,7 @@ from .diffusers_config import (
     noise_of,
     settings_of,
 )
+from .diffusers_files import class_name, present_name, read_json, read_weights
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 # names of a block's parts here and there; the three projections of attention are one matrix here
 RESNET = {"norm1": "norm1", "conv1": "conv1", "emb": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
 ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+OUTPUT = ("conv_out.weight", "conv_out.bias")
 LABELS = "class_embedding.weight"
 
 
@@ -80,7 +78,8 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
 
     scheduler: a diffusers scheduler with betas, or its configuration; a pipeline's folder brings its own. Without one
     the network is taken for DDPM's: linear betas 1e-4 .. 0.02, 1000 steps, predicting the noise.
-    A last class whose embedding is zero is "none" (label -1) and not counted. Weights become float32 or better copies.
+    A last class whose embedding is zero is "none" (label -1) and not counted. Of twice as many output channels as input
+    channels the second half, the learned variance, is left out. Weights become float32 or better copies.
 
     Raises `UserError` naming the first configuration key that twofold has nothing for, and for weights that are not
     those of the configuration.
@@ -92,6 +91,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
         where, config, weights = type(source).__name__, dict(source.config), source.state_dict()
     scheduler = dict(getattr(scheduler, "config", scheduler) or {})
     noise = noise_of(scheduler) if scheduler else VPNoise()
+    config, weights = _without_variance(config, weights)
     table = weights.get(LABELS)
     if table is not None and len(table) > 1 and not table[-1].any():
         weights = {**weights, LABELS: table[:-1]}
@@ -100,9 +100,17 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
     with torch.device("meta"):
         network = UNet(settings, shape)
     check_groups(network, f"norm_num_groups={settings.norm_groups}")
-    _assign(network, {_new_name(name): tensor for name, tensor in weights.items()}, where)
+    _assign(network, {present_name(name): tensor for name, tensor in weights.items()}, where)
     clip = bool(scheduler.get("clip_sample", True))
     return NetworkDenoiser(network, family(noise), shape, settings.classes or 0, clip=clip).eval()
+
+
+def _without_variance(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Nichol and Dhariwal 2021: a network of 2C outputs predicts C means, then C numbers about the variance."""
+    channels = config.get("in_channels", 3)
+    if config.get("out_channels") != 2 * channels or any(len(weights.get(name, ())) != 2 * channels for name in OUTPUT):
+        return config, weights
+    return {**config, "out_channels": channels}, {**weights, **{name: weights[name][:channels] for name in OUTPUT}}
 
 
 def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
@@ -115,10 +123,12 @@ def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             raise UserError(f"weights of {where}", f"{len(keys)} {problem}: {shown}", "config and weights disagree")
     for name, parameter in network.state_dict().items():
+        right = (len(parameter) // len(names[name]), *parameter.shape[1:])
+        for their in names[name]:
+            if theirs[their].shape != right:
+                what = f"{their} has shape {tuple(theirs[their].shape)}, not {right}"
+                raise UserError(f"weights of {where}", what, "config and weights disagree")
         tensor = torch.cat([theirs[their] for their in names[name]])
-        if tensor.shape != parameter.shape:
-            what = f"{names[name][0]} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(f"weights of {where}", what, "config and weights disagree")
         ours[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
     network.load_state_dict(ours, assign=True)
 
@@ -137,6 +147,7 @@ def _names(network: UNet) -> dict[str, tuple[str, ...]]:
     for k in range(1, len(network.enc)):  # per level: its blocks, then the change of resolution
         level, i = divmod(k - 1, blocks + 1)
         modules |= _module(network.enc[k], f"enc.{k}", f"down_blocks.{level}", i if i < blocks else "downsamplers")
+    assert network.mid is not None  # as `exportable_network` has checked
     modules |= _module(network.mid.first, "mid.first", "mid_block", 0)
     modules |= _module(network.mid.second, "mid.second", "mid_block", 1)
     for j, block in enumerate(network.dec):
@@ -161,49 +172,15 @@ def _module(module: nn.Module, ours: str, theirs: str, place: int | str) -> dict
     return names
 
 
-def _new_name(name: str) -> str:
-    """Attention parameters under the names they have since diffusers 0.17."""
-    if ".attentions." in name:
-        for old, new in OLD_ATTENTION.items():
-            name = name.replace(old, new)
-    return name
-
-
 def _read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
     """Where the unet is, its configuration and weights, and the scheduler's configuration if there is one."""
     scheduler = None
     if (folder / "model_index.json").is_file():
-        for part, value in _read_json(folder / "model_index.json").items():
+        for part, value in read_json(folder / "model_index.json").items():
             if not part.startswith("_") and part not in ("unet", "scheduler") and value not in (None, [None, None]):
                 raise UserError(f"{folder}: {part}={value}", "only pipelines of a unet and a scheduler can be imported")
         if (folder / "scheduler" / "scheduler_config.json").is_file():
-            scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+            scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         folder = folder / "unet"
-    if not (folder / "config.json").is_file():
-        raise UserError(str(folder), "no config.json here", "give the folder of a diffusers pipeline or of its unet")
-    return str(folder), _read_json(folder / "config.json"), _read_weights(folder), scheduler
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(str(path), "not a JSON object")
-    return content
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors beside a config.json; a pickle may hold tensors only."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    safe, pickled = (folder / f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
-    path = safe if safe.is_file() else pickled
-    if not path.is_file():
-        raise UserError(str(folder), "no weights here", f"expected {safe.name} or {pickled.name}")
-    try:
-        return load_file(path) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(str(path), f"not readable as weights ({str(error).splitlines()[0]})") from error
+    class_name(folder)  # there is a config.json
+    return str(folder), read_json(folder / "config.json"), read_weights(folder), scheduler

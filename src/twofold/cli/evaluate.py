@@ -92,12 +92,14 @@ def evaluate(
     place = make_accelerator(device).device
     # what is no folder of images is a model, a hub name, or a clear error
     model = load(source, settings.at, place) if is_model(path) or not path.is_dir() else None
+    if settings.noise_levels and not isinstance(model, NetworkClassifier):
+        raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     data = data_of(path, settings)
     with Progress("packing the data", quiet=True) as packing:
         packing.quiet = quiet
         store = open_store(data, packing)
     if isinstance(model, NetworkClassifier):
-        given, found = None, judge(model, store, settings)
+        given, found = None, judge(model, store, settings, quiet)
     else:
         yardstick = prepare(store, settings, place)
         given = draw_samples(model, yardstick, settings, place, quiet) if model else read_images(path)
@@ -234,11 +236,14 @@ def compare(given: Generated, yardstick: Yardstick, settings: EvaluateSettings, 
     return found
 
 
-def judge(model: NetworkClassifier, store: Store, settings: EvaluateSettings) -> dict[str, Any]:
-    """Accuracy and calibration of a classifier on the held-out part (or `split`, where one is named)."""
+def judge(model: NetworkClassifier, store: Store, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
+    """Accuracy and calibration of a classifier on the held-out part (or `split`, where one is named), and its accuracy
+    against noise where it knows any.
+    """
     import torch
 
     from ..measure import accuracy, calibration_error, probabilities
+    from ..recognize.noise_curve import accuracy_against_noise, levels_of
 
     where = f"data={store.settings.source}"
     check_judge(model, store, where)
@@ -252,10 +257,15 @@ def judge(model: NetworkClassifier, store: Store, settings: EvaluateSettings) ->
     if list(store.classes) != list(model.classes):
         what = f"its classes are {short(store.classes)}, the classifier knows {short(model.classes)}"
         raise UserError(where, what, "give data of the same classes")
+    levels = levels_of(model, settings.noise_levels)
     classifier: Any = model  # a `Classifier`, whose classes mypy wants to be any sequence
-    seen = probabilities(classifier, store.batch(rows))
+    images = store.batch(rows)
+    seen = probabilities(classifier, images)
     metrics = {"accuracy": accuracy(seen, label), "calibration_error": calibration_error(seen, label)}
-    return {
+    with Progress("accuracy against noise", quiet) as progress:
+        draws = settings.noise_draws
+        curve = accuracy_against_noise(classifier, images, label, levels, draws, progress=progress)
+    return ({"noise": curve} if curve else {}) | {
         "metrics": {name: {"samples": value} for name, value in metrics.items()},
         "images": {split: int((label >= 0).sum())},
         "held_out": {"split": split, "images": len(rows)},
@@ -273,6 +283,9 @@ def print_table(found: dict[str, Any]) -> None:
     if "frechet_to_split" in found:
         whole = found["frechet_to_split"]
         print(f"{'distance to ' + whole['split']:28}{whole['value']:12.4f}   ({whole['images']} samples)")
+    for row in found.get("noise", ()):
+        name, interval = f"accuracy at sigma {row['sigma']:g}", f"[{row['low']:.4f}, {row['high']:.4f}]"
+        print(f"{name:28}{row['accuracy']:12.4f}   {interval} (95 %)")
     part = found["held_out"]
     if part["split"] == "validation":
         print(f"held out: {part['images']} images of the validation part, for want of a test part")

@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a denoiser or a classifier; the same command again continues"),
     "sample": ("sample", "generate images from a trained model"),
     "evaluate": ("evaluate", "measure how good generated images are"),
+    "probe": ("probe", "what a model's features know: every layer and noise level, few labels, fine points"),
     "data": ("data", "pack, split and describe a source of images"),
     "runs": ("runs", "list runs, or compare some"),
     "doctor": ("doctor", "what this machine has, what will be used, what is missing and how to get it"),

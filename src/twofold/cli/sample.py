@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..settings.resolve import parse_assignments, resolve, settings_hash
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from accelerate.utils import broadcast_object_list
 
     from ..denoiser import NetworkDenoiser
-    from ..generate.produce import produce, requested
+    from ..generate.produce import plan_of, produce, requested
     from ..hashing import weights_hash
     from ..learn.fastest import DTYPES
     from ..learn.training import make_accelerator
@@ -46,9 +46,11 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.source, settings.at, accelerator.device)
     if not isinstance(model, NetworkDenoiser):
         raise UserError(args.source, "holds a classifier, which generates nothing", "give a denoiser's run")
-    requested(settings, model)  # a class that does not exist is told before anything is measured
-    weights = weights_hash(model)
-    out = Path(args.out) if args.out else default_folder(Path(args.source), settings, weights)
+    guide: Any = load(settings.guide, device=accelerator.device) if settings.guide else None
+    requested(settings, model, guide)  # what cannot be is told before anything is measured
+    plan_of(model, settings, guide)
+    weights = [weights_hash(part) for part in (model, guide) if part is not None]
+    out = Path(args.out) if args.out else default_folder(Path(args.source), settings, *weights)
     # one process decides for all: each of them might measure something else
     chosen = [precision(model, settings.precision, accelerator.device, out) if accelerator.is_main_process else ""]
     broadcast_object_list(chosen)
@@ -56,17 +58,28 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     with Progress("sampling", args.quiet) as progress:
         progress(0, settings.n)  # shown at once: the first batch may take a while
-        produce(model, out, settings, weights, accelerator.process_index, accelerator.num_processes, progress)
+        produce(
+            model,
+            out,
+            settings,
+            weights[0],
+            accelerator.process_index,
+            accelerator.num_processes,
+            progress,
+            guide=guide,
+        )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
     return 0
 
 
-def default_folder(source: Path, settings: SampleSettings, weights: str) -> Path:
-    """Of these settings and these weights: another model, or the same one trained further, has another folder."""
+def default_folder(source: Path, settings: SampleSettings, *weights: str) -> Path:
+    """Of these settings and these weights, of the model and its guide: others, or the same trained further, have
+    another folder.
+    """
     parent = source if (source / "settings.yaml").is_file() else Path()
-    return parent / "samples" / f"{settings_hash(settings)}-{weights[:8]}"
+    return parent / "samples" / "-".join([settings_hash(settings), *(name[:8] for name in weights)])
 
 
 def precision(model: NetworkDenoiser, wanted: str, device: torch.device, out: Path | None = None) -> str:

@@ -10,6 +10,7 @@ from .order import ImageOrder
 from .pack import cache_root
 from .sources import fingerprint, open_source
 from .store import Store, describe, open_store
+from .stream import Streamed, open_images, stream
 
 __all__ = [
     "AUGMENT_DRAWS",
@@ -20,11 +21,14 @@ __all__ = [
     "Item",
     "Source",
     "Store",
+    "Streamed",
     "cache_root",
     "decode",
     "describe",
     "fingerprint",
     "flip",
+    "open_images",
     "open_source",
     "open_store",
+    "stream",
 ]

@@ -108,7 +108,7 @@ def _fill(writer: StoreWriter, source: Source, settings: DataSettings, tick: _Ti
     with warnings.catch_warnings():
         # what Pillow thinks of large images and odd metadata is no news here: a bad image is told in one line
         warnings.filterwarnings("ignore", module="PIL")
-        with contextlib.closing(_decoded(source.items(), settings, lambda: tick(done, total))) as chunks:
+        with contextlib.closing(decoded(source.items(), settings, lambda: tick(done, total))) as chunks:
             for items, pixels in chunks:
                 writer.add(items, pixels)
                 done += len(items)
@@ -116,7 +116,7 @@ def _fill(writer: StoreWriter, source: Source, settings: DataSettings, tick: _Ti
     tick(done, total, force=True)
 
 
-def _decoded(
+def decoded(
     items: Iterable[Item], settings: DataSettings, waiting: Callable[[], None]
 ) -> Generator[tuple[list[Item], list[Decoded]], None, None]:
     """Chunks of items with their pixels, in order, decoded a bounded number of chunks ahead."""

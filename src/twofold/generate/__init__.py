@@ -1,6 +1,6 @@
 """Noise becomes images: samplers and guidance, `sample` for tensors, `produce` for folders of images."""
 
-from .guidance import clipped, guided
+from .guidance import classifier_guided, clipped, guided
 from .produce import produce
 from .sample import Plan, draw, plan, sample, trajectory
 from .samplers import SAMPLERS, Sampler, Step, final
@@ -10,6 +10,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "Step",
+    "classifier_guided",
     "clipped",
     "draw",
     "final",

@@ -1,16 +1,21 @@
-"""Between a denoiser and a sampler: classifier-free guidance and clipping, as callables (x, sigma) -> x0_hat.
+"""Between a denoiser and a sampler: two kinds of guidance, and clipping, as callables (x, sigma) -> x0_hat.
 
-    guided = uncond + g * (cond - uncond)                       (Ho and Salimans 2022, eq. 6, with g = 1 + w)
+    guided            = uncond + g * (cond - uncond)            (Ho and Salimans 2022, eq. 6, with g = 1 + w)
+    classifier_guided = x0_hat + scale * sigma^2 * grad_x log p(label | x, sigma)
 
-g = 1 is the conditional model, g = 0 the unconditional one, g > 1 exaggerates the condition.
+g = 1 is the conditional model, g = 0 the unconditional one, g > 1 exaggerates the condition. The second is Dhariwal and
+Nichol 2021, algorithm 2, in terms of x0: by Tweedie's formula x0_hat = x + sigma^2 grad log p(x), and by Bayes' rule
+scale 1 on an unconditional model is the conditional one, as far as the classifier is right.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
+from ..denoiser import Classifier, Denoiser
 from ..errors import UserError
 from ..noise import as_sigma, expand
 from .samplers import Denoise
@@ -30,8 +35,7 @@ def guided(
 
     Both passes are one forward of the concatenated batch; wherever g is 1 or 0 there is one pass of the batch itself.
     """
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise UserError(f"interval={interval}", "not an interval of sigma", "0 <= low < high")
+    check_interval(interval)
     if label is None:
         return lambda x, sigma: denoiser.denoise(x, sigma)
     null = torch.full_like(label, -1)
@@ -51,6 +55,62 @@ def guided(
         return uncond + expand(g, x) * (cond - uncond)
 
     return denoise
+
+
+def classifier_guided(
+    denoise: Denoise,
+    classifier: Classifier,
+    label: Tensor,
+    scale: float,
+    interval: tuple[float, float] | None = None,
+) -> Denoise:
+    """The same callable, pulled towards what the classifier takes for these labels.
+
+    denoise: whose x0_hat is moved; it may be the result of `guided`, and may be clipped afterwards. label: (B,) int64,
+    the classifier's classes, -1 = left alone. scale: 0 (no guide) or more; more always means more of the class.
+    interval: (low, high) in sigma; the classifier is asked only where low < sigma <= high.
+
+    Costs one pass and its gradient through the classifier. Works in inference mode; parameters get no gradients.
+    """
+    check_interval(interval)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"guide_scale={scale:g}", "not a scale", "0 (no guide) or more")
+    if scale == 0 or bool((label == -1).all()):
+        return denoise
+
+    def moved(x: Tensor, sigma: Tensor) -> Tensor:
+        sigma, x0_hat = as_sigma(sigma), denoise(x, sigma)
+        inside = torch.ones_like(sigma, dtype=torch.bool)
+        if interval is not None:
+            inside = (interval[0] < sigma) & (sigma <= interval[1])
+        if bool(inside.all()):
+            return x0_hat + expand(scale * sigma**2, x) * class_gradient(classifier, x, sigma, label)
+        if bool(inside.any()):  # levels the classifier may not know are not shown to it
+            rows, x0_hat = inside.nonzero()[:, 0].to(x.device), x0_hat.clone()
+            pull = class_gradient(classifier, x[rows], sigma[inside], label[rows])
+            x0_hat[rows] += expand(scale * sigma[inside] ** 2, x) * pull
+        return x0_hat
+
+    return moved
+
+
+def class_gradient(classifier: Classifier, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+    """grad_x log p(label | x, sigma), (B, C, H, W) in x's dtype; 0 for label -1.
+
+    Each image's own: the probabilities of the batch are added up, not averaged.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        # copies, because what was made in inference mode cannot take part in gradients
+        x, sigma, label = x.detach().clone().requires_grad_(), sigma.clone(), label.to(x.device).clone()
+        log_p = torch.log_softmax(classifier.logits(x, sigma).to(x), 1)
+        chosen = log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
+        return torch.autograd.grad(chosen.masked_fill(label < 0, 0.0).sum(), x)[0]
+
+
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raises `UserError` for what is no interval of sigma."""
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise UserError(f"interval={interval}", "not an interval of sigma", "0 <= low < high")
 
 
 def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import nn
 
-from ..denoiser import Denoiser
+from ..denoiser import Classifier, Denoiser
 from ..errors import UserError, nearest
+from ..hashing import weights_hash
 from ..settings.sample import SampleSettings
 from . import manifest
 from .chunks import MODES, read_chunk, write_chunk, write_grid, write_npz, write_png
@@ -45,7 +47,9 @@ class Produced:
     complete: bool
 
 
-def requested(settings: SampleSettings, denoiser: Denoiser) -> tuple[range, np.ndarray | None]:
+def requested(
+    settings: SampleSettings, denoiser: Denoiser, guide: Classifier | None = None
+) -> tuple[range, np.ndarray | None]:
     """Seeds and labels (N,) that settings ask for; labels None for none.
 
     A label is looked up among the class names first, also one that is a number: of classes "1", "2", "3", label=1
@@ -53,11 +57,11 @@ def requested(settings: SampleSettings, denoiser: Denoiser) -> tuple[range, np.n
     """
     seeds = range(settings.seed, settings.seed + settings.n)
     label = settings.label
-    names = class_names(denoiser)
-    if label in (None, "none") or (label == "all" and not denoiser.classes):
+    names = class_names(denoiser, guide)
+    if label in (None, "none") or (label == "all" and not names):
         return seeds, None
     if label == "all":
-        return seeds, np.arange(settings.n, dtype=np.int64) % denoiser.classes
+        return seeds, np.arange(settings.n, dtype=np.int64) % len(names)
     if str(label) in names:
         label = names.index(str(label))
     elif isinstance(label, str):
@@ -67,8 +71,10 @@ def requested(settings: SampleSettings, denoiser: Denoiser) -> tuple[range, np.n
     return seeds, np.full(settings.n, label, np.int64)
 
 
-def class_names(denoiser: Denoiser) -> list[str]:
-    """Names of the labels 0..classes-1: the model's own, or the numbers."""
+def class_names(denoiser: Denoiser, guide: Classifier | None = None) -> list[str]:
+    """Names of the labels 0..classes-1: the model's own, or the numbers; those of its guide if it is unconditional."""
+    if guide is not None and not denoiser.classes:
+        return list(guide.classes)
     names = list(getattr(denoiser, "class_names", ()))
     return names if len(names) == denoiser.classes else [str(k) for k in range(denoiser.classes)]
 
@@ -83,6 +89,8 @@ def produce(
     progress: Progress | None = None,
     seeds: int | Sequence[int] | None = None,
     labels: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    guide: Classifier | None = None,
+    guide_hash: str = "",
 ) -> Produced:
     """Generates the images of these settings into a folder; the same call again resumes, and does nothing when done.
 
@@ -92,6 +100,8 @@ def produce(
     the folder.
     progress: called with (images done, images in all) of this process's share.
     seeds, labels: one per image, instead of what the settings ask for (n, seed, label).
+    guide: the classifier that settings.guide names, loaded by the caller. guide_hash: names it in the manifest, so that
+    images of two guides never mix; default: the hash of its weights, if it has weights.
 
     Raises `UserError` before computing anything for settings that cannot be, for a folder that holds images of other
     settings (listing the differences) or other files under the names used here. A folder begun with other versions of
@@ -99,7 +109,11 @@ def produce(
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
-    job = _Job(denoiser, Path(out), settings, checkpoint_hash, seeds, labels)
+    if guide is not None and not guide_hash:
+        if not isinstance(guide, nn.Module):
+            raise ValueError("name this guide: guide_hash=")
+        guide_hash = weights_hash(guide)
+    job = _Job(denoiser, Path(out), settings, checkpoint_hash, seeds, labels, guide, guide_hash)
     if not job.begin():
         made = job.make(range(rank, job.chunks, world), progress)
         return Produced(job.out, len(job.seeds), made, job.assemble())
@@ -112,25 +126,34 @@ class _Job:
     """One folder of images: what is asked for, and the files of each part."""
 
     def __init__(
-        self, denoiser: Denoiser, out: Path, settings: SampleSettings, checkpoint_hash: str, seeds: Any, labels: Any
+        self,
+        denoiser: Denoiser,
+        out: Path,
+        settings: SampleSettings,
+        checkpoint_hash: str,
+        seeds: Any,
+        labels: Any,
+        guide: Classifier | None,
+        guide_hash: str,
     ) -> None:
         self.denoiser, self.out, self.settings = denoiser, out, settings
         if seeds is None:
-            seeds, asked = requested(settings, denoiser)
+            seeds, asked = requested(settings, denoiser, guide)
             labels = asked if labels is None else labels
-        self.plan = _plan(denoiser, settings)
+        self.plan = plan_of(denoiser, settings, guide)
         self.seeds = check_seeds(seeds)
-        self.labels = check_labels(denoiser, labels, len(self.seeds), settings.guidance)
+        self.labels = check_labels(denoiser, labels, len(self.seeds), settings.guidance, self.plan.guide)
         self.chunks = -(-len(self.seeds) // settings.micro_batch)
         self.shape = image_shape(denoiser)
         if settings.png and self.shape[0] not in MODES:
             raise UserError("png=true", f"a PNG cannot hold {self.shape[0]} channels", "set png=false")
         numbers = np.full(len(self.seeds), -1) if self.labels is None else self.labels.numpy()
         self.numbers = numbers.astype(np.int64)
-        self.folders = _folders(class_names(denoiser))
+        self.classes = class_names(denoiser, guide)
+        self.folders = _folders(self.classes)
         if settings.png:
             self._check_unique()
-        self.request = manifest.plain(self._request(checkpoint_hash))
+        self.request = manifest.plain(self._request(checkpoint_hash, guide_hash))
         self.versions = manifest.versions(place(denoiser)[0].type)
 
     def _check_unique(self) -> None:
@@ -139,15 +162,15 @@ class _Job:
             seed = int(pairs[0, int(counts.argmax())])
             raise UserError(f"seed={seed}", "asked for twice with the same label", "give every image its own seed")
 
-    def _request(self, checkpoint_hash: str) -> dict[str, Any]:
-        plan = self.plan
+    def _request(self, checkpoint_hash: str, guide_hash: str) -> dict[str, Any]:
+        plan, by = self.plan, self.plan.guide
         return {
             "checkpoint": checkpoint_hash,
             "images": len(self.seeds),
             "shape": self.shape,
             "seeds": manifest.compact(np.asarray(self.seeds)),
             "labels": manifest.compact(self.numbers),
-            "classes": class_names(self.denoiser),
+            "classes": self.classes,
             "sampler": plan.sampler,
             "options": plan.options,
             "steps": len(plan.sigmas) - 1,
@@ -156,6 +179,7 @@ class _Job:
             "sigma_min": float(plan.sigmas[-2]),
             "guidance": plan.guidance,
             "guidance_interval": plan.interval,
+            "guide": by and {"classifier": guide_hash, "scale": by.scale, "interval": by.interval},
             "clip": plan.clip,
             "micro_batch": plan.micro_batch,
             "precision": str(getattr(self.denoiser, "autocast", None) or "full").removeprefix("torch."),
@@ -278,7 +302,10 @@ class _Job:
         return np.stack(found[:count])
 
 
-def _plan(denoiser: Denoiser, settings: SampleSettings) -> Plan:
+def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | None = None) -> Plan:
+    """The plan that settings describe. Raises `UserError` for whatever cannot be."""
+    if settings.guide is not None and guide is None:
+        raise ValueError("settings.guide names a classifier: load it and pass it as guide=")
     return plan(
         denoiser,
         settings.sampler,
@@ -290,6 +317,9 @@ def _plan(denoiser: Denoiser, settings: SampleSettings) -> Plan:
         settings.sigma_max,
         settings.micro_batch,
         settings.clip,
+        guide,
+        settings.guide_scale,
+        settings.guide_interval,
         **settings.sampler_options(),
     )
 

@@ -1,6 +1,6 @@
 """Seeds and labels become images.
 
-    seeds -> start_scale(sigma_0) * noise -> sampler( clip( guidance( denoise ) ) ) -> codec.decode -> uint8
+    seeds -> start_scale(sigma_0) * noise -> sampler( clip( guide( guidance( denoise ) ) ) ) -> codec.decode -> uint8
 
 Image i is a function of (denoiser, its seed, its label, the plan). Its noise never depends on its neighbours, and every
 forward pass has exactly micro_batch rows (short batches are padded), so at one micro_batch an image is bit-identical
@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import noise
-from ..denoiser import Denoiser
+from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
 from ..errors import UserError
-from .guidance import clipped, guided
+from .guidance import check_interval, classifier_guided, clipped, guided
+from .guide import Guide, make_guide
 from .samplers import SAMPLERS, Denoise, Step, resolve
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -47,6 +48,7 @@ class Plan:
     interval: tuple[float, float] | None
     micro_batch: int
     clip: bool
+    guide: Guide | None = None
 
 
 def plan(
@@ -60,17 +62,20 @@ def plan(
     sigma_max: float | None = None,
     micro_batch: int = 64,
     clip: bool | None = None,
+    guide: Classifier | None = None,
+    guide_scale: float = 1.0,
+    guide_interval: tuple[float, float] | None = None,
     **options: Any,
 ) -> Plan:
     """Checks everything that does not depend on the images; the arguments are those of `sample`.
 
-    Raises `UserError` for an unknown sampler, option or grid, and for values out of range.
+    Raises `UserError` for an unknown sampler, option or grid, for values out of range, and for a guide that does not
+    fit the denoiser or refuses noise.
     """
     chosen, options = resolve(sampler, options)
     if micro_batch < 1:
         raise UserError(f"micro_batch={micro_batch}", "at least one image per forward pass is needed")
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise UserError(f"interval={interval}", "not an interval of sigma", "0 <= low < high")
+    check_interval(interval)
     family = getattr(denoiser, "family", None)
     if family is None:  # a denoiser from elsewhere: its range of sigma is all that is known
         family = noise.Family()
@@ -80,7 +85,10 @@ def plan(
     steps = chosen.steps if steps is None else steps
     sigmas = noise.grid(family, steps, kind, sigma_min, sigma_max)
     clip = denoiser.clip if clip is None else clip
-    return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip)
+    if guide is None and (guide_scale != 1 or guide_interval is not None):
+        raise UserError("guide_scale, guide_interval", "there is no guide", "give the classifier that guides: guide=")
+    by = None if guide is None else make_guide(denoiser, guide, guide_scale, guide_interval, sigmas)
+    return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip, by)
 
 
 def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -97,9 +105,14 @@ def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
 
 
 def check_labels(
-    denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n: int, guidance: float = 1.0
+    denoiser: Denoiser,
+    label: int | Sequence[int] | Tensor | None,
+    n: int,
+    guidance: float = 1.0,
+    guide: Guide | None = None,
 ) -> Tensor | None:
-    """One label per image, (n,) int64 on the CPU; None where there is none at all.
+    """One label per image, (n,) int64 on the CPU; None where there is none at all. An unconditional model that is
+    guided takes the labels of its guide.
 
     Raises `UserError` for a label the model does not know, for labels on an unconditional model, for another number of
     labels than images, and for guidance without a label to guide towards.
@@ -110,15 +123,19 @@ def check_labels(
     if labels is not None and labels.shape != (n,):
         raise UserError(f"label: {labels.numel()} labels", f"for {n} images", "give one label, or one per image")
     if labels is None or bool((labels == -1).all()):
-        if guidance not in (0.0, 1.0):
-            raise UserError(f"guidance={guidance:g}", "there is no label to guide towards", "give label=")
+        for name, value in (("guidance", guidance), ("guide_scale", guide.scale if guide else 0.0)):
+            if value not in (0.0, 1.0) or (value and name == "guide_scale"):
+                raise UserError(f"{name}={value:g}", "there is no label to guide towards", "give label=")
         return None
     low, high = int(labels.min()), int(labels.max())
-    if not denoiser.classes:
-        raise UserError(f"label={high}", "this model is unconditional", "leave the label out")
-    if low < -1 or high >= denoiser.classes:
+    classes = denoiser.classes or (len(guide.index) if guide else 0)
+    if not classes:
+        raise UserError(f"label={high}", "this model is unconditional", "leave the label out, or give a guide")
+    if not denoiser.classes and guidance not in (0.0, 1.0):
+        raise UserError(f"guidance={guidance:g}", "this model is unconditional", "use guide_scale instead")
+    if low < -1 or high >= classes:
         bad = low if low < -1 else high
-        raise UserError(f"label={bad}", "no such class", f"labels are 0..{denoiser.classes - 1}, or -1 for none")
+        raise UserError(f"label={bad}", "no such class", f"labels are 0..{classes - 1}, or -1 for none")
     return labels
 
 
@@ -136,6 +153,9 @@ def sample(
     micro_batch: int = 64,
     clip: bool | None = None,
     progress: Progress | None = None,
+    guide: Classifier | None = None,
+    guide_scale: float = 1.0,
+    guide_interval: tuple[float, float] | None = None,
     **options: Any,
 ) -> Tensor:
     """Images of these seeds, uint8 (N, C, H, W) on the CPU.
@@ -145,15 +165,19 @@ def sample(
     sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if there is an interval.
     sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch: images per forward pass.
     clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with (done, in all).
+    guide: a classifier that knows noise and pulls towards the label with guide_scale (0 = not at all), where
+    low < sigma <= high of guide_interval, by default at all levels it knows; an unconditional model then takes labels
+    of its classes. Classes are matched by name where both have names.
 
     Runs in inference mode with the network in eval mode, which is undone afterwards. Raises `UserError` before any
     computation for anything that cannot be.
     """
     chosen = plan(
-        denoiser, sampler, steps, guidance, interval, grid, sigma_min, sigma_max, micro_batch, clip, **options
+        denoiser, sampler, steps, guidance, interval, grid, sigma_min, sigma_max, micro_batch, clip,
+        guide, guide_scale, guide_interval, **options
     )  # fmt: skip
     seeds = check_seeds(seeds)
-    return draw(denoiser, chosen, seeds, check_labels(denoiser, label, len(seeds), guidance), progress)
+    return draw(denoiser, chosen, seeds, check_labels(denoiser, label, len(seeds), guidance, chosen.guide), progress)
 
 
 def draw(
@@ -197,7 +221,7 @@ def trajectory(
     seeds = check_seeds(seeds)
     if len(seeds) > micro_batch:
         raise UserError(f"seeds: {len(seeds)} images", f"a trajectory is one batch of {micro_batch}", "ask for fewer")
-    labels = check_labels(denoiser, label, len(seeds), guidance)
+    labels = check_labels(denoiser, label, len(seeds), guidance, chosen.guide)
     return _previews(denoiser, chosen, seeds, labels)
 
 
@@ -218,10 +242,14 @@ def _steps(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor 
     if labels is not None:
         labels = torch.cat([labels, labels[-1:].expand(padding)]).to(device)
     x = draws().to(state) * denoiser.start_scale(float(plan.sigmas[0]))
-    denoise = _network_dtype(guided(denoiser, labels, plan.guidance, plan.interval), dtype)
+    denoise = guided(denoiser, labels if denoiser.classes else None, plan.guidance, plan.interval)
+    if plan.guide is not None and labels is not None:
+        by = plan.guide
+        denoise = classifier_guided(denoise, by.classifier, by.labels(labels), by.scale, by.interval)
+    denoise = _network_dtype(denoise, dtype)
     if plan.clip:
         denoise = clipped(denoise)
-    with evaluating(denoiser):
+    with evaluating(denoiser, plan.guide.classifier if plan.guide else None):
         yield from SAMPLERS[plan.sampler].function(denoise, x, plan.sigmas, draws, **plan.options)
 
 
@@ -231,10 +259,12 @@ def _decode(denoiser: Denoiser, x0: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(denoiser: Denoiser) -> Iterator[None]:
-    """Every module in eval mode inside, and each in its previous mode afterwards."""
-    modes = [(module, module.training) for module in denoiser.modules()]
-    denoiser.eval()
+def evaluating(*models: object) -> Iterator[None]:
+    """Every module of these models in eval mode inside, and each in its previous mode afterwards."""
+    roots = [model for model in models if isinstance(model, nn.Module)]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    for root in roots:
+        root.eval()
     try:
         yield
     finally:
@@ -249,9 +279,9 @@ def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
     return c, h, w
 
 
-def place(denoiser: Denoiser) -> tuple[torch.device, torch.dtype]:
+def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where the network is, and the dtype x is given to it in: float64 if it is, float32 otherwise."""
-    for tensor in (*denoiser.parameters(), *denoiser.buffers()):
+    for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return torch.device("cpu"), torch.float32

@@ -16,12 +16,17 @@ def decay(batch_size: int, n_images: int, halflife_images: int, rampup: float | 
 
 
 class Average:
-    """Averaged copies of a network's weights, updated in place from the live ones."""
+    """Averaged copies of a network's weights, updated in place from the live ones.
+
+    tensors: {name: average}; a weight that is not trained stands for its own average. own: those that have a copy.
+    """
 
     def __init__(self, network: nn.Module) -> None:
-        live = network.state_dict()
-        self.tensors = {name: value.detach().clone() for name, value in live.items()}
-        pairs = [(self.tensors[name], value.detach()) for name, value in live.items()]
+        live = {name: value.detach() for name, value in network.state_dict().items()}
+        frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        self.own = [name for name in live if name not in frozen]
+        self.tensors = {**live, **{name: live[name].clone() for name in self.own}}
+        pairs = [(self.tensors[name], live[name]) for name in self.own]
         self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -34,6 +39,6 @@ class Average:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Sets the averages to these tensors, by name."""
-        for name, value in self.tensors.items():
-            value.copy_(tensors[name])
+        """Sets the averages of `own` to these tensors, by name."""
+        for name in self.own:
+            self.tensors[name].copy_(tensors[name])

@@ -13,6 +13,7 @@ from ..run import build
 from ..settings.train import TrainSettings
 
 BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
+FROZEN_BYTES = 4  # the weight alone
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ def estimate(
     share = settings.train.micro_batch or settings.train.batch_size // world
     half = settings.train.precision in ("bf16", "fp16")
     forward, saved = _forward_cost(network, shape)
-    flops = 3.0 * forward * settings.train.n_images  # a backward pass costs two forward passes
-    memory = parameters * BYTES_PER_PARAMETER + saved * share // (2 if half else 1)
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    # a backward pass costs two forward passes; frozen layers, about their share of the weights, have none
+    flops = (3.0 - 2.0 * frozen / parameters) * forward * settings.train.n_images
+    memory = (parameters - frozen) * BYTES_PER_PARAMETER + frozen * FROZEN_BYTES + saved * share // (2 if half else 1)
     return Estimate(parameters, memory, flops, flops / flops_per_second if flops_per_second else None)
 
 

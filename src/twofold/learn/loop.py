@@ -32,6 +32,7 @@ from .ema import Average, decay
 from .environment import choose
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
+from .inherit import start_from
 from .objectives import Objective, objective
 from .optimise import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from .validation import PREVIEWS, Validation, averaged
@@ -118,6 +119,8 @@ class Trainer:
         state, damaged = newest_state(self.run.path / "state")
         yield from map(Note, damaged)
         self._agree(state)
+        if state is None and settings.init_from is not None:
+            yield from map(Note, start_from(model, settings))
         if self.main:
             self.run.sweep()
         yield from self._set_environment(state)
@@ -126,7 +129,7 @@ class Trainer:
         self.wrapped: nn.Module = self.objective
         if self.world > 1:  # before anything holds on to the weights' storage, which this may replace
             self.wrapped = self.accelerator.prepare_model(self.objective)
-        self.optimizer = make_optimizer(self.objective.network, loop)
+        self.optimizer = make_optimizer(self.objective.network, loop, self.model.shape)
         self.average = Average(self.objective.network)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.environment.precision == "fp16")
         rows = self.store.indices("train")
@@ -203,7 +206,7 @@ class Trainer:
             step_loss += losses.detach().sum()
         rate = learning_rate(loop, start)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.scaler.unscale_(self.optimizer)
         limit = loop.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.objective.network.parameters(), limit, foreach=True)
@@ -219,7 +222,7 @@ class Trainer:
 
     def _counted(self, start: int) -> int:
         """Images of the whole global batch that count in its mean: every rank can tell without asking."""
-        if self.objective.needs_noise:
+        if not self.objective.classifies:
             return self.loop.batch_size
         rows = self.batches.rows_at(start, start + self.loop.batch_size)
         return self.objective.counted(torch.from_numpy(np.asarray(self.store.labels[rows])))
@@ -270,7 +273,7 @@ class Trainer:
     def _look(self, before: int, done: bool) -> Iterator[Event]:
         """Validation and preview with the averaged weights, where one is due; permanent snapshots too."""
         validate = done or self._due(before, self.loop.validate_images)
-        preview = self.objective.needs_noise and (done or self._due(before, self.loop.preview_images))
+        preview = self.objective.denoiser is not None and (done or self._due(before, self.loop.preview_images))
         if validate or preview:
             with torch.no_grad(), averaged(self.objective.network, self.average):
                 self.objective.eval()
@@ -281,7 +284,7 @@ class Trainer:
                 self._write_model(f"{at:012d}")
 
     def _measure(self, validate: bool, preview: bool) -> Iterator[Event]:
-        count = self.validation.samples_wanted if validate and self.objective.needs_noise else 0
+        count = self.validation.samples_wanted if validate and self.objective.denoiser is not None else 0
         images: Tensor | None = None
         labels: list[int] = []
         if count or preview:
@@ -303,7 +306,7 @@ class Trainer:
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
         row: dict[str, Any] = {"kind": "validation", "n_images": self.n_images, "loss": float(total[0] / total[1])}
-        if not self.objective.needs_noise:
+        if self.objective.classifies:
             row["accuracy"] = float(total[2] / total[1])
         if images is not None:
             mine = self.validation.statistics(images)
@@ -334,7 +337,7 @@ class Trainer:
         self.totals["loss_sum"] = float(self._summed(self._loss_sum))
         if self.main:
             tensors = {f"weights/{n}": v for n, v in self.objective.network.state_dict().items()}
-            tensors |= {f"average/{n}": v for n, v in self.average.tensors.items()}
+            tensors |= {f"average/{n}": self.average.tensors[n] for n in self.average.own}
             made = optimizer_tensors(self.optimizer, self.objective.network)
             tensors |= {f"optimizer/{n}": v for n, v in made.items()}
             facts = {

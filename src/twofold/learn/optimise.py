@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,68 @@ from torch import Tensor, nn
 from ..settings.train import LoopSettings
 
 
-def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
-    """Adam or AdamW in its fused form (one pass over the parameters instead of ten)."""
+def make_optimizer(
+    network: nn.Module, settings: LoopSettings, shape: tuple[int, int, int] = (1, 8, 8)
+) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD in its fused form (one pass over the parameters instead of ten).
+
+    Each group's `scale` is what its learning rate is multiplied by: 1, or settings.layer_decay to the power of how far
+    its parameters are from the head. shape: (C, H, W) of x0, to find that out; it must fit the network only then.
+    """
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    groups: list[dict[str, Any]] = [{"params": list(parameters.values()), "scale": 1.0}]
+    if settings.layer_decay < 1:
+        far = distances(network, shape)
+        groups = [
+            {"params": [p for name, p in parameters.items() if far[name] == d], "scale": settings.layer_decay**d}
+            for d in sorted({far[name] for name in parameters})
+        ]
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    options = {"betas": settings.betas, "eps": settings.adam_eps, "weight_decay": settings.weight_decay}
-    return kind(parameters, lr=settings.lr, fused=True, **options)
+    return kind(groups, betas=settings.betas, eps=settings.adam_eps, **options)
+
+
+def distances(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
+    """{parameter name: how many layers of the table are still to finish when its module runs}; 0 is the head.
+
+    Found out by a forward pass over one image of zeros, so that what runs before the first layer (a stem, the
+    embedding) counts as that layer, and what runs between two layers as the later one.
+    """
+    layers = network.layers.values()  # type: ignore[union-attr, operator]
+    left, found = len(layers), dict[nn.Module, int]()
+
+    def runs(module: nn.Module, args: object) -> None:
+        found.setdefault(module, left)
+
+    def finishes(module: nn.Module, args: object, output: object) -> None:
+        nonlocal left
+        left -= 1
+
+    handles = [module.register_forward_pre_hook(runs) for module in network.modules()]
+    handles += [layer.module.register_forward_hook(finishes) for layer in layers]
+    device = next(network.parameters()).device
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return {name: _nearest(network, name, found) for name, _ in network.named_parameters()}
+
+
+def _nearest(network: nn.Module, name: str, found: dict[nn.Module, int]) -> int:
+    """The distance of the module that holds a parameter, or of the one around it that was called as a module."""
+    path = name.split(".")[:-1]
+    while path:
+        module = network.get_submodule(".".join(path))
+        if module in found:
+            return found[module]
+        path.pop()
+    return found[network]
 
 
 def learning_rate(settings: LoopSettings, n_images: int) -> float:

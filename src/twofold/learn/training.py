@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..run import Run
 from ..settings.train import TrainSettings
 from .events import Event, Note
+from .inherit import inherit
 from .loop import Trainer
 
 Show = Callable[[Event], None]
@@ -47,8 +48,8 @@ def train(
     accelerator = make_accelerator(device)
     main = accelerator.is_main_process
     store = open_store(settings.data, packing if main else None)  # one packs, the others wait for its lock
-    settings = complete(settings, store)
     run = Run(Path(out))
+    settings = complete(settings, store, run)
     if run.settings_file.is_file():
         Run.start(out, settings)  # raises where it has other settings
         finished = run.result()
@@ -111,22 +112,32 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def complete(settings: TrainSettings, store: Store) -> TrainSettings:
-    """The settings with everything the data decides filled in. Raises `UserError` where data and network disagree."""
+def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
+    """The settings with everything filled in that the data and `init_from` decide.
+
+    run: the folder to train in; see `inherit`. Raises `UserError` where data, source and network disagree.
+    """
     network, classes = settings.network, len(store.classes)
-    if settings.objective.kind == "supervised" and classes < 2:
-        raise UserError(
-            f"data.source={settings.data.source}",
-            f"has {classes} classes, a classifier needs at least 2",
-            "give a folder with one sub-folder per class",
-        )
+    if settings.objective.kind == "supervised":
+        _check_labels(settings, store)
     if network.classes is None:
         network = network.model_copy(update={"classes": classes})
     elif 0 < network.classes < classes:
         raise UserError(
             f"network.classes={network.classes}", f"the data has {classes} classes", "use null to take it from the data"
         )
-    return settings.model_copy(update={"network": network})
+    return inherit(settings.model_copy(update={"network": network}), store.shape, run)
+
+
+def _check_labels(settings: TrainSettings, store: Store) -> None:
+    """Raises `UserError` for data that a classifier cannot be trained on."""
+    assert settings.objective.kind == "supervised"
+    classes, source = len(store.classes), f"data.source={settings.data.source}"
+    if classes < 2:
+        hint = "give a folder with one sub-folder per class"
+        raise UserError(source, f"has {classes} classes, a classifier needs at least 2", hint)
+    if settings.objective.multi_label and store.labels.ndim == 1:
+        raise UserError("objective.multi_label=true", f"{source} has one label per image", "leave it false")
 
 
 @contextmanager

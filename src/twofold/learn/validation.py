@@ -73,7 +73,8 @@ class Validation:
             losses = objective(batch)
             total[0] += losses.cpu().double().sum()
             total[1] += objective.counted(batch.label)
-            total[2] += objective.correct(batch) or 0
+            if objective.classifies:
+                total[2] += objective.correct(batch)
         return total
 
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:

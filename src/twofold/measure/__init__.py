@@ -3,7 +3,7 @@
 `measure.quality.quality` joins them into one verdict; `measure.statistics.reference` keeps the real images' part.
 """
 
-from .answers import acceptance, accuracy, calibration_error, class_shares, share_interval, top_k
+from .answers import acceptance, accuracy, auroc, calibration_error, class_shares, share_interval, top_k
 from .encoders import ENCODERS, ClassifierEncoder, PixelEncoder, check_fits, embed, encoder, fits, probabilities
 from .frechet import Gaussian, frechet_distance, result_name
 from .neighbours import nearest, neighbour_report, precision_recall
@@ -15,6 +15,7 @@ __all__ = [
     "PixelEncoder",
     "acceptance",
     "accuracy",
+    "auroc",
     "calibration_error",
     "check_fits",
     "class_shares",

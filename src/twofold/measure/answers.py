@@ -76,6 +76,28 @@ def class_shares(labels: Array, classes: int) -> np.ndarray:
     return (torch.bincount(known.long(), minlength=classes).double() / len(known)).numpy()
 
 
+def auroc(scores: Array, positive: Array) -> float:
+    """Area under the ROC curve: the chance that a positive image scores above a negative one; a tie counts half.
+
+    scores: (N,). positive: (N,) bool or 0 and 1. 0.5 is chance, 1 perfect. Raises `UserError` for shapes that do not
+    match, NaN, and where all images are of one kind.
+    """
+    values = torch.as_tensor(scores).detach().cpu().double().numpy()
+    kind = torch.as_tensor(positive).detach().cpu().numpy()
+    if values.ndim != 1 or kind.shape != values.shape or not np.isin(kind, (0, 1)).all():
+        raise UserError("auroc", f"scores {values.shape} and labels {kind.shape}", "one score and one 0 or 1 per image")
+    if np.isnan(values).any():
+        raise UserError("scores", f"NaN for {int(np.isnan(values).sum())} of {len(values)} images")
+    positives = int(kind.sum())
+    negatives = len(kind) - positives
+    if not positives or not negatives:
+        raise UserError("auroc", f"{positives} positive and {negatives} negative images", "both kinds are needed")
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2  # from 1; equal scores share the middle of their ranks
+    above = rank[place][kind.astype(bool)].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
 def share_interval(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of a share that was counted on n independent images (Wilson 1927): holds at 0, at 1 and for small n."""
     if n < 1 or not 0 <= share <= 1:

@@ -9,11 +9,17 @@ from torch import nn
 
 from ..settings.network import NetworkSettings
 from .convnet import ConvNet
+from .trunk import Trunk
 from .unet import UNet
+from .unet_encoder import UNetEncoder
+from .wideresnet import WideResNet
 
 NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "unet": lambda settings, shape, classes: UNet(settings, shape),
     "convnet": ConvNet,
+    "wideresnet": WideResNet,
+    "unet_encoder": UNetEncoder,
+    "trunk": Trunk,
 }
 
 

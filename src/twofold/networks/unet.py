@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..denoiser import State
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..settings.network import UNetSettings
 from ..taps import Layer
 from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, silu
@@ -133,11 +133,41 @@ class UNet(nn.Module):
         taps = {}
         for k, module in enumerate(self.enc):
             h = taps[f"enc.{k}"] = module(h, active)
-        taps["mid"] = self.mid(h, active)
+        if "mid" in self.layers:
+            taps["mid"] = self.mid(h, active)
         return State(taps, emb, {"crop": (slice(top, top + height), slice(left, left + width))})
 
     def decode(self, state: State) -> Tensor:
         """F (B, C, H, W) from a state that may have been edited."""
+        rows, columns = state.context["crop"]
+        return self.out(silu(self.norm(self._decoded(state))))[:, :, rows, columns]
+
+    def trunk(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """The map (B, D, h, w) of the last layer in the table: what a truncated network computes."""
+        state = self.encode(x, c_noise, cond)
+        return self._decoded(state) if len(self.dec) else next(reversed(state.taps.values()))
+
+    def truncate(self, layer: str) -> None:
+        """Removes whatever runs after this layer (a name or an alias); `encode` and `trunk` remain.
+
+        Raises `UserError` for a layer that does not exist.
+        """
+        name = self.aliases.get(layer, layer)
+        if name not in self.layers:
+            raise UserError(f"network.layer={layer}", "no such layer", nearest(layer, [*self.layers, *self.aliases]))
+        names = list(self.layers)
+        kept = names[: names.index(name) + 1]
+        encoders, decoders = (sum(k.startswith(prefix) for k in kept) for prefix in ("enc.", "dec."))
+        self.enc, self.dec = self.enc[:encoders], self.dec[:decoders]
+        self.up = self.up[: max(0, decoders - 1) // (self.settings.blocks + 1)]
+        late = {"norm", "out"} if "mid" in kept else {"norm", "out", "mid"}
+        for module in late & self._modules.keys():
+            delattr(self, module)
+        self.layers = {name: self.layers[name] for name in kept}
+        self.aliases = {alias: name for alias, name in self.aliases.items() if name in kept}
+
+    def _decoded(self, state: State) -> Tensor:
+        """The last decoder block's map."""
         active = F.silu(state.emb)
         skips = [state.taps[f"enc.{k}"] for k in range(len(self.enc))]
         h = state.taps["mid"]
@@ -145,8 +175,7 @@ class UNet(nn.Module):
             if j and j % (self.settings.blocks + 1) == 0:
                 h = self.up[j // (self.settings.blocks + 1) - 1](h, active)
             h = block(torch.cat([h, skips.pop()], dim=1), active)
-        rows, columns = state.context["crop"]
-        return self.out(silu(self.norm(h)))[:, :, rows, columns]
+        return h
 
     def _build_encoder(self, widths: list[int], attends: list[bool]) -> list[int]:
         """Fills `enc`; returns the channels of its tensors."""

@@ -1,4 +1,7 @@
-"""A network that names what is in a clean image: the first implementation of the `Classifier` contract."""
+"""A network that names what is in an image, clean or noisy: an implementation of the `Classifier` contract.
+
+logits(x, sigma) = F(c_in x, c_noise)        x = x0 + sigma * noise, coefficients of the noise family
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import PixelCodec
-from ..noise import as_sigma
+from ..noise import Family, as_sigma, expand
 from ..taps import Layer
 
 
 class NetworkClassifier(nn.Module):
     """network: x0 (B, C, H, W) in [-1, 1] -> logits (B, K). classes: K names. shape: (C, H, W) of x0.
 
-    Trained on clean images, so `logits` refuses sigma > 0; classifiers that know noise are other classes.
+    family: noise levels the network is told of, as network(c_in x, c_noise); None for one trained on clean images,
+    which refuses sigma > 0. sigma_range: the family's, None without one.
+    sigma: the level its answers are best at, which is what it was trained with; 0 for clean images and for all levels.
     """
 
-    def __init__(self, network: nn.Module, classes: Sequence[str], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        shape: tuple[int, int, int],
+        family: Family | None = None,
+        sigma: float = 0.0,
+    ) -> None:
         super().__init__()
         self.network = network
         self.classes = list(classes)
         self.class_names = self.classes
         self.shape = shape
+        self.family = family
+        self.sigma_range: tuple[float, float] | None = family.sigma_range if family else None
+        self.sigma = sigma
         self.codec = PixelCodec()
         self.autocast: torch.dtype | None = None
 
@@ -31,12 +46,32 @@ class NetworkClassifier(nn.Module):
     def layers(self) -> Mapping[str, Layer]:
         return self.network.layers  # type: ignore[return-value]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """(B, K) float32 or better; does not check the range of sigma, which may be 0."""
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.network(x).float()
+            inputs = (x,) if self.family is None else self._inputs(self.family, x, as_sigma(sigma))
+            logits: Tensor = self.network(*inputs)
+        return logits.to(torch.promote_types(x.dtype, torch.float32))
 
     def logits(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """(B, K) for clean x. Raises `ValueError` for sigma > 0: it has never seen noise."""
-        if float(as_sigma(sigma).max()) > 0:
+        """(B, K) for x at sigma, () or (B,).
+
+        Raises `UserError` for a sigma > 0 outside the family's range, `ValueError` for any where there is no family.
+        """
+        sigma = as_sigma(sigma)
+        if self.family is not None:
+            self.family.check(self._named(sigma))
+        elif float(sigma.max()) > 0:
             raise ValueError("this classifier was trained on clean images; give it sigma = 0")
-        return self(x)
+        return self(x, sigma)
+
+    def _named(self, sigma: Tensor) -> Tensor:
+        """sigma as the network is told it: 0 becomes the smallest level there is."""
+        assert self.sigma_range is not None
+        return torch.where(sigma == 0, self.sigma_range[0], sigma)
+
+    def _inputs(self, family: Family, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_in x, c_noise); a clean image is scaled as what it is and named by the smallest level."""
+        c_in = family.coefficients(torch.where(sigma == 0, torch.finfo(torch.float64).tiny, sigma)).c_in
+        c_noise = family.coefficients(self._named(sigma)).c_noise
+        return expand(c_in, x) * x, c_noise.to(device=x.device, dtype=x.dtype, non_blocking=True).expand(len(x))

@@ -56,7 +56,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     if not len(train[0]) and not len(held_out[0]):
         return None
     extra = {name: series for name in PANELS if len((series := _series(rows, "validation", name))[0])}
-    with _styled() as figure_of:
+    with drawn() as figure_of:
         figure = figure_of(4.4, 2.7 + 1.7 * len(extra))
         axes = figure.subplots(
             1 + len(extra), sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.0] + [1.2] * len(extra)}
@@ -79,7 +79,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         axes[-1].xaxis.set_major_formatter(lambda n, _: short_count(round(n)))
         axes[-1].locator_params(axis="x", nbins=5)
         figure.align_ylabels()
-        return _png(figure)
+        return png_of(figure)
 
 
 def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
@@ -93,7 +93,7 @@ def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda row: -abs(row[1] - row[2]))[:MOST_CLASSES]
     place = np.arange(len(rows))
-    with _styled() as figure_of:
+    with drawn() as figure_of:
         figure = figure_of(4.4, 1.2 + 0.34 * len(rows))
         axis = figure.subplots()
         axis.barh(place - 0.18, [100 * row[1] for row in rows], 0.34, color=BLUE, label="generated")
@@ -104,7 +104,7 @@ def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.2)
-        return _png(figure)
+        return png_of(figure)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def _shortened(name: str, most: int = 18) -> str:
 
 
 @contextlib.contextmanager
-def _styled() -> Iterator[Callable[[float, float], Any]]:
+def drawn() -> Iterator[Callable[[float, float], Any]]:
     """Within the block: a function (width, height in inches) -> Figure, drawn in this module's style."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -157,7 +157,7 @@ def _styled() -> Iterator[Callable[[float, float], Any]]:
         yield lambda width, height: Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", transparent=True, metadata={"Software": None})  # Figure's own canvas is Agg
     return file.getvalue()

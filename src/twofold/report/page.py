@@ -16,6 +16,7 @@ import numpy as np
 
 from ..files import atomic_bytes
 from ..measure.quality import meaning
+from . import recognition
 from .figures import class_bars, loss_curve
 from .grids import WIDTH, as_tiles, image_grid, neighbour_grid, short_count, time_grid, trajectory_grid
 from .template import CAPTIONS, CSS, PAGE
@@ -81,6 +82,7 @@ class Report:
 
     Images are uint8 (N, C, H, W), NumPy or torch on the CPU; the page shows as many as fit.
     real_caption: which real images they are, where that is known.
+    recognition: what a probe found, as its result.json holds it.
     log: rows of log.jsonl. over_time: (images seen, samples of the same seeds). sample_classes: the class asked for in
     each sample, by name. classes and metrics: as `measure.quality.quality` returns them. meanings: sentences for
     metrics of your own. settings: YAML. command: what reproduces the run. data, machine, versions: names and values.
@@ -99,6 +101,7 @@ class Report:
     trajectory: Trajectory | None = None
     classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     neighbours: Neighbours | None = None
+    recognition: Mapping[str, Any] | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metrics_note: str = ""
     meanings: Mapping[str, str] = field(default_factory=dict)
@@ -149,6 +152,8 @@ def draw(content: Report) -> dict[str, bytes]:
         pictures["neighbours"] = neighbour_grid(
             near.samples[part], near.neighbours[part], near.distances[part], columns
         )
+    if content.recognition is not None:
+        pictures |= recognition.pictures(content.recognition)
     return {name: png for name, png in pictures.items() if png is not None}
 
 
@@ -175,6 +180,7 @@ def render(content: Report, pictures: Mapping[str, bytes]) -> str:
         metric_rows=rows,
         metric_columns=[c for c in COLUMNS.items() if any(c[0] in row["cells"] for row in rows)],
         metric_note=content.metrics_note,
+        recognition=None if content.recognition is None else recognition.table(content.recognition),
         machine=machine,
     )
 
@@ -193,6 +199,7 @@ def _sections(content: Report, pictures: Mapping[str, bytes], strips: Mapping[st
         "trajectory": ("From noise to image", "trajectory" in pictures),
         "classes": ("Per class", content.classes or strips),
         "neighbours": ("Nearest training images", "neighbours" in pictures),
+        "recognition": ("Recognition", content.recognition),
         "metrics": ("All metrics", content.metrics),
         "settings": ("Settings", content.settings),
         "reproduce": ("How to reproduce", content.command),
@@ -301,5 +308,8 @@ ALT = {
     "real": lambda content: f"Grid of {min(len(content.real), ROWS * _columns(content.real))} real images",
     "trajectory": lambda content: "Images becoming clear from noise, one column per step",
     "classes": lambda content: "Bars: each class's share of generated and of real images, as in the table below",
+    "features": lambda content: "Heat map of accuracy: a row for every layer, a column for every noise level",
+    "labels": lambda content: "Accuracy over labelled images of each class, as in the table below",
+    "training": lambda content: "Probe accuracy and other measures over training",
     "neighbours": lambda content: "Pairs of a generated image and its nearest training image",
 }

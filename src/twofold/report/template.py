@@ -75,6 +75,12 @@ CAPTIONS = {
     "real": "Real images of the same data.",
     "trajectory": "From noise to image, left to right. The numbers are the noise level sigma at each step.",
     "classes": "How often each class occurs among generated and among real images, as the classifier sees it.",
+    "features": "Accuracy of a linear classifier on the features of every layer (top to bottom as the network runs) at "
+    "every noise level, on validation images. The frame marks the best, by which layer and level are chosen.",
+    "labels": "Test accuracy with so many labelled images of each class, the same images for both curves; bands: 95 % "
+    "intervals over random choices of them. Layer and noise level are chosen on validation images.",
+    "training": "The best classifier on the features, the samples, and the features' geometry, at several moments of "
+    "training. The large points mark the best accuracy and the lowest value of the others.",
     "neighbours": "Upper image of each pair: generated. Lower: the training image nearest to it, and their distance. "
     "Pairs that are alike in every detail would mean copying.",
 }
@@ -170,6 +176,43 @@ PAGE = """\
 <section aria-labelledby="neighbours">
 <h2 id="neighbours">{{ sections.neighbours }}</h2>
 {{ figure("neighbours") }}
+</section>
+{% endif %}
+{% if "recognition" in sections %}
+<section aria-labelledby="recognition">
+<h2 id="recognition">{{ sections.recognition }}</h2>
+<p>{{ recognition.summary }}</p>
+<table>
+<thead><tr><th scope="col">Read off</th><th scope="col">Test accuracy</th><th scope="col">95 % interval</th>
+<th scope="col">Where</th></tr></thead>
+<tbody>
+{% for row in recognition.rows %}<tr><th scope="row">{{ row.name }}</th>
+<td class="number" data-label="Test accuracy">{{ row.accuracy }}</td>
+<td class="number" data-label="95 % interval">{{ row.interval }}</td><td class="soft">{{ row.where }}</td></tr>
+{% endfor %}</tbody>
+</table>
+{% for name in ("features", "labels", "training") if images[name] %}{{ figure(name, "chart") }}
+{% if name == "labels" %}
+<table>
+<thead><tr><th scope="col">Labels per class</th><th scope="col">Diffusion features</th><th scope="col">Raw pixels</th>
+<th scope="col">Where</th></tr></thead>
+<tbody>
+{% for row in recognition.labels %}<tr><th scope="row">{{ row.name }}</th>
+<td class="number" data-label="Diffusion features">{{ row.accuracy }}</td>
+<td class="number" data-label="Raw pixels">{{ row.raw }}</td><td class="soft">{{ row.where }}</td></tr>
+{% endfor %}</tbody>
+</table>
+{% endif %}
+{% endfor %}
+{% if recognition.finding %}
+<h3>Is it the published finding?</h3>
+<ul>
+{% for line in recognition.finding %}<li>{{ line.question }} <strong>{{ line.answer }}</strong>:
+{{ line.evidence }}</li>
+{% endfor %}</ul>
+{% endif %}
+{% for line in recognition.notes %}<p class="soft">{{ line }}</p>
+{% endfor %}
 </section>
 {% endif %}
 {% if "metrics" in sections %}

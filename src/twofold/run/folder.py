@@ -100,6 +100,10 @@ class Run:
             raise UserError(f"at={at}", f"{self.path} has no such snapshot", "there are: " + ", ".join(there))
         return file
 
+    def numbered_snapshots(self) -> list[tuple[str, int]]:
+        """(name for `at`, images seen) of the snapshots that were kept on the way, oldest first."""
+        return [(str(int(p.stem)), int(p.stem)) for p in sorted(self.snapshots.glob("[0-9]*.safetensors"))]
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held by whoever trains here; a second writer is told so. Freed by the system if the holder is killed."""

@@ -36,9 +36,7 @@ def load(
     if (path / "settings.yaml").is_file():
         return load_model(Run.open(path).snapshot_file(at), device)
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
-        from ..adapters.diffusers_unet import from_diffusers
-
-        return from_diffusers(path).to(device).eval().requires_grad_(False)
+        return _diffusers(path).to(device).eval().requires_grad_(False)
     if (path / "model.safetensors").is_file():
         return load_model(path / "model.safetensors", device)
     if path.exists():
@@ -49,6 +47,13 @@ def load(
         return load(_download(str(source)), at, device)
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
+
+
+def _diffusers(folder: Path) -> NetworkDenoiser:
+    """The denoiser in a folder in diffusers' layout; raises `UserError` naming the class found if none reads it."""
+    from ..adapters.diffusers_folder import read_folder
+
+    return read_folder(folder)
 
 
 def _download(name: str) -> Path:

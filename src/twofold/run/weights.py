@@ -17,6 +17,8 @@ from ..errors import UserError
 from ..files import atomic_file
 from ..noise import family
 from ..recognize.classifier import NetworkClassifier
+from ..settings.network import NetworkSettings, TrunkSettings, WideResNetSettings
+from ..settings.noise import EDMNoise, FlowNoise, NoiseSettings
 from ..settings.train import TrainSettings
 
 FORMAT = "1"
@@ -26,11 +28,41 @@ def build(
     settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]
 ) -> NetworkDenoiser | NetworkClassifier:
     """The model these settings describe, freshly initialised, for images of this shape and these class names."""
-    network = networks.build(settings.network, shape, len(classes))
+    network = networks.build(_scaled(settings.network, settings.noise), shape, len(classes))
     if settings.objective.kind == "supervised":
-        return NetworkClassifier(network, classes, shape)
+        return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0
     return NetworkDenoiser(network, family(settings.noise), shape, classes=conditional, class_names=classes)
+
+
+def _classifier(
+    network: nn.Module, settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]
+) -> NetworkClassifier:
+    """Told the noise level, if its network is of a kind that listens."""
+    assert settings.objective.kind == "supervised"
+    if settings.network.kind == "convnet":
+        return NetworkClassifier(network, classes, shape)
+    known, sigma = family(settings.noise), settings.objective.sigma
+    level = 0.0 if sigma == "training" else sigma
+    low, high = known.sigma_range
+    if level and not low <= level <= high:
+        raise UserError(
+            f"objective.sigma={level:g}", f"outside [{low:.4g}, {high:.4g}], the levels of the noise family"
+        )
+    return NetworkClassifier(network, classes, shape, known, level)
+
+
+def _scaled(network: NetworkSettings, noise: NoiseSettings) -> NetworkSettings:
+    """The network's settings with the scale of its noise embedding, where that is left to the noise family."""
+    if not isinstance(network, WideResNetSettings | TrunkSettings) or network.embedding_scale is not None:
+        return network
+    if isinstance(noise, EDMNoise):
+        scale = 4.0  # c_noise is ln(sigma) / 4
+    elif isinstance(noise, FlowNoise):
+        scale = 1 / noise.time_scale
+    else:
+        scale = 1 / ((1000 if noise.table == "continuous" else noise.steps) * noise.time_scale)
+    return network.model_copy(update={"embedding_scale": scale})
 
 
 def save_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,11 @@ class EvaluateSettings(Settings):
     steps: int = Field(20, ge=1, description="sampler steps")
     guidance: float = Field(1.0, ge=0, description="guidance scale: 1 conditional, 0 unconditional")
     classifier: str | None = Field(None, description="run of a classifier that judges the samples; default: none")
+    noise_levels: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None,
+        description="levels, in units of x0, at which a classifier is measured; default: 0.02 to 10 if it knows noise",
+    )
+    noise_draws: int = Field(1, ge=1, description="draws of noise per image and level")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the network while sampling; auto: what is fastest here"
     )

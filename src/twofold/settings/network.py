@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from .base import Settings
 
@@ -12,7 +12,7 @@ from .base import Settings
 class UNetSettings(Settings):
     """The U-Net of DDPM and its relatives: DDAE, Joint Diffusion (ADM) and EDM DDPM++ are option sets."""
 
-    kind: Literal["unet"] = "unet"
+    kind: Literal["unet"] = Field("unet", description="a U-Net")
     channels: int = Field(128, ge=4, description="channels of the first level")
     multipliers: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1, description="channel multiplier per level")
     blocks: int = Field(2, ge=1, description="residual blocks per level (the decoder has one more)")
@@ -52,4 +52,64 @@ class ConvNetSettings(Settings):
     classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
 
 
-NetworkSettings = Annotated[UNetSettings | ConvNetSettings, Field(discriminator="kind")]
+class WideResNetSettings(Settings):
+    """A noise-conditional WideResNet, the published baseline of classifiers of noisy images."""
+
+    kind: Literal["wideresnet"] = "wideresnet"
+    depth: int = Field(28, ge=10, description="convolutional layers: 6 k + 4 for k blocks in each of three groups")
+    width: int = Field(10, ge=1, description="channels of the groups: 16, 32 and 64 times this")
+    embedding_scale: float | None = Field(
+        None, gt=0, description="factor on the noise level's number; null = ln sigma (EDM), a time of 0..1 (others)"
+    )
+    classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+
+    @field_validator("depth")
+    @classmethod
+    def _whole_blocks(cls, value: int) -> int:
+        if value % 6 != 4:
+            near = value - (value - 4) % 6
+            raise ValueError(f"{value} is not 6 k + 4; {near} and {near + 6} are")
+        return value
+
+
+class UNetEncoderSettings(Settings):
+    """The encoder half of a U-Net with a pooled head: guided-diffusion's classifier of noisy images."""
+
+    kind: Literal["unet_encoder"] = "unet_encoder"
+    channels: int = Field(128, ge=4, description="channels of the first level")
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1, description="channel multiplier per level")
+    blocks: int = Field(2, ge=1, description="residual blocks per level")
+    attention: tuple[PositiveInt, ...] = Field(
+        (32, 16, 8), description="resolutions (shorter side, pixels) with attention"
+    )
+    head_channels: int = Field(64, ge=1, description="channels per attention head")
+    pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = Field(
+        "attention", description="head: attention or mean of the last map, or an MLP on the means of every map"
+    )
+    conditioning: Literal["add", "scale_shift"] = Field("scale_shift", description="how the embedding enters a block")
+    resample: Literal["conv", "residual"] = Field("residual", description="strided convolutions, or residual blocks")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
+    classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+
+
+class TrunkSettings(Settings):
+    """A U-Net up to one of its layers, and a head: fine-tuning, or a classifier on frozen features."""
+
+    kind: Literal["trunk"] = "trunk"
+    unet: UNetSettings | None = Field(None, description="the U-Net; null = that of init_from")
+    layer: str | None = Field(
+        None, description="the last layer that is kept (dec.5, or its alias out_6); null = the decoder's middle one"
+    )
+    head: Literal["linear", "mlp"] = Field("linear", description="linear, or an MLP that is told the noise level too")
+    freeze: bool = Field(False, description="train the head alone")
+    pretrained: bool = Field(True, description="start from the weights of init_from; false = from scratch")
+    embedding_scale: float | None = Field(
+        None, gt=0, description="factor on the noise level's number in the mlp head; null = as for wideresnet"
+    )
+    classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+
+
+NetworkSettings = Annotated[
+    UNetSettings | ConvNetSettings | WideResNetSettings | UNetEncoderSettings | TrunkSettings,
+    Field(discriminator="kind"),
+]

@@ -29,6 +29,13 @@ class SampleSettings(Settings):
     guidance_interval: tuple[float, float] | None = Field(
         None, description="guide only where low < sigma <= high, sigma in units of x0; default: everywhere"
     )
+    guide: str | None = Field(
+        None, description="run of a classifier that knows noise and pulls samples to their class; default: none"
+    )
+    guide_scale: float = Field(1.0, ge=0, description="how much the guide pulls: 0 = not at all, 1 = by Bayes' rule")
+    guide_interval: tuple[float, float] | None = Field(
+        None, description="the guide acts only where low < sigma <= high; default: at all levels it knows"
+    )
     eta: float | None = Field(None, ge=0, le=1, description="ddim: 0 follows the ODE, 1 is ancestral")
     variance: Literal["small", "large"] | None = Field(None, description="ddpm: posterior variance, or beta")
     s_churn: float | None = Field(None, ge=0, description="heun: total stochasticity, 0 = none")
@@ -50,6 +57,7 @@ class SampleSettings(Settings):
     def _intervals(self) -> SampleSettings:
         for name, low, high in (
             ("guidance_interval", *(self.guidance_interval or (0.0, 1.0))),
+            ("guide_interval", *(self.guide_interval or (0.0, 1.0))),
             ("sigma_min, sigma_max", self.sigma_min or 0.0, self.sigma_max or float("inf")),
         ):
             if not 0 <= low < high:

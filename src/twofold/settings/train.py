@@ -25,11 +25,16 @@ class Denoising(Settings):
 
 
 class Supervised(Settings):
-    """Objective: cross-entropy on clean images. Gives a classifier; label -1 is left out of the loss."""
+    """Objective: cross-entropy on images, clean or noisy. Gives a classifier; label -1 is left out of the loss."""
 
     kind: Literal["supervised"] = "supervised"
+    sigma: Annotated[float, Field(ge=0)] | Literal["training"] = Field(
+        0.0, description="noise on the images: 0 = none, a level, or training = all levels, as a denoiser is trained"
+    )
+    multi_label: bool = Field(False, description="an image has any number of labels (each 0, 1 or -1 = unknown)")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     shift: int = Field(0, ge=0, description="random shifts in pixels, up to this many in each direction")
+    pad: Literal["edge", "black"] = Field("edge", description="what comes in at the side of a shifted image")
 
 
 ObjectiveSettings = Annotated[Denoising | Supervised, Field(discriminator="kind")]
@@ -41,11 +46,13 @@ class LoopSettings(Settings):
     n_images: int = Field(1_000_000, ge=1, description="images to train on, counting repeats")
     batch_size: int = Field(128, ge=1, description="images per optimiser step, over all devices")
     micro_batch: int | None = Field(None, ge=1, description="images per forward pass and device; default: all at once")
-    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam or AdamW")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Adam, AdamW, or SGD with momentum")
     lr: float = Field(2e-4, gt=0, description="learning rate (absolute, not per device)")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(0.0, ge=0, description="weight decay (decoupled with adamw)")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per layer away from the head")
     warmup_images: int = Field(0, ge=0, description="images over which the learning rate rises linearly from 0")
     schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate after the warm-up")
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
@@ -93,17 +100,26 @@ class TrainSettings(Settings):
     objective: ObjectiveSettings = Denoising()
     train: LoopSettings = LoopSettings()
     validation: ValidationSettings = ValidationSettings()
+    init_from: str | None = Field(None, min_length=1, description="the denoiser (run or file) that a trunk starts from")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainSettings:
         objective, network = self.objective, self.network
+        if self.init_from is not None and network.kind != "trunk":
+            raise ValueError(f"init_from is for network.kind=trunk; this network is a {network.kind}")
         if objective.kind == "denoising":
             if network.kind != "unet":
                 raise ValueError(f"network.kind={network.kind} cannot denoise; use unet")
             if objective.augment_probability > 0 and network.augment_dim != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
-        elif network.kind != "convnet":
-            raise ValueError(f"network.kind={network.kind} does not classify; use convnet")
-        elif self.train.compile:
+            return self
+        if network.kind == "unet":
+            raise ValueError("network.kind=unet does not classify; use convnet, wideresnet, unet_encoder or trunk")
+        if network.kind == "convnet" and objective.sigma != 0:
+            raise ValueError(
+                "network.kind=convnet is not told the noise level; use wideresnet, unet_encoder or trunk "
+                "where objective.sigma is not 0"
+            )
+        if self.train.compile:
             raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
         return self

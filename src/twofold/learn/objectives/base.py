@@ -12,10 +12,12 @@ class Objective(nn.Module):
     """forward(batch) -> loss per image (B,), float32. It holds every trainable call, so DDP and autocast see it.
 
     network: what is trained. denoiser: the model that can be sampled, None where this objective gives none.
+    classifies: whether it names what is in images, so that labels count and there is an accuracy.
     needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries.
     """
 
     network: nn.Module
+    classifies: bool
     needs_noise: bool
     uniforms: int
 
@@ -24,9 +26,9 @@ class Objective(nn.Module):
         self.denoiser: NetworkDenoiser | None = None
 
     def counted(self, label: Tensor) -> int:
-        """How many images of a batch with these labels (B,) count in its mean loss."""
+        """How many images of a batch with these labels count in its mean loss."""
         raise NotImplementedError
 
-    def correct(self, batch: Batch) -> int | None:
-        """How many images are named rightly; None where nothing is named."""
-        return None
+    def correct(self, batch: Batch) -> float:
+        """How many images are named rightly; asked only where `classifies`."""
+        raise NotImplementedError

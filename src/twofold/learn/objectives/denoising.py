@@ -17,6 +17,7 @@ from .base import Objective
 class DenoisingObjective(Objective):
     """forward(batch) -> weighted squared error of F, mean over pixels, per image (B,)."""
 
+    classifies = False
     needs_noise = True
 
     def __init__(self, denoiser: NetworkDenoiser, settings: Denoising) -> None:

@@ -1,4 +1,10 @@
-"""The supervised objective: cross-entropy of a classifier on clean images; label -1 is masked out."""
+"""The supervised objective: cross-entropy of a classifier on images, clean or noisy; label -1 is masked out.
+
+    one label      CE(logits(x0 + sigma * noise, sigma), label)                         label (B,), -1 = none
+    multi-label    mean over what is known of BCE(logits, label)                        label (B, K), -1 = unknown
+
+sigma is 0, a number, or drawn from the noise family's training distribution, the one a denoiser is trained with.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +12,85 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ... import noise as theory
 from ...recognize.classifier import NetworkClassifier
 from ...settings.train import Supervised
-from ..batches import U_AUGMENT, Batch
+from ..batches import U_AUGMENT, U_SIGMA, Batch
 from .base import Objective
+
+BLACK = -1.0  # in x0
 
 
 class SupervisedObjective(Objective):
-    """forward(batch) -> loss per image (B,), 0 where the label is -1."""
+    """forward(batch) -> loss per image (B,), 0 where nothing is known of it."""
 
-    needs_noise = False
+    classifies = True
 
     def __init__(self, classifier: NetworkClassifier, settings: Supervised) -> None:
         super().__init__()
         self.classifier = classifier
         self.network = classifier.network
         self.settings = settings
+        self.needs_noise = settings.sigma != 0
         self.uniforms = U_AUGMENT + 2  # two for its shift
 
     def counted(self, label: Tensor) -> int:
-        """The labelled ones."""
-        return int((label >= 0).sum())
+        """Those of which something is known."""
+        known = label >= 0
+        return int((known.any(1) if self.settings.multi_label else known).sum())
 
-    def correct(self, batch: Batch) -> int:
-        logits = self.classifier(self.classifier.codec.encode(batch.images))
-        return int((logits.argmax(1) == batch.label).sum())
+    def correct(self, batch: Batch) -> float:
+        logits = self._logits(batch)
+        if not self.settings.multi_label:
+            return float((logits.argmax(1) == batch.label).sum())
+        known = batch.label >= 0
+        right = ((logits > 0) == (batch.label > 0.5)) & known
+        return float((right.sum(1) / known.sum(1).clamp(min=1)).sum())
 
     def forward(self, batch: Batch) -> Tensor:
-        x0 = self.classifier.codec.encode(batch.images)
-        if self.training and self.settings.shift:
-            x0 = shifted(x0, batch.uniforms[:, U_AUGMENT:], self.settings.shift)
+        logits = self._logits(batch)
         smoothing = self.settings.label_smoothing if self.training else 0.0
-        logits = self.classifier(x0)
+        if self.settings.multi_label:
+            return masked_bce(logits, batch.label, smoothing)
         return functional.cross_entropy(
             logits, batch.label, ignore_index=-1, label_smoothing=smoothing, reduction="none"
         )
 
+    def _logits(self, batch: Batch) -> Tensor:
+        x0 = self.classifier.codec.encode(batch.images)
+        if self.training and self.settings.shift:
+            x0 = shifted(x0, batch.uniforms[:, U_AUGMENT:], self.settings.shift, self.settings.pad)
+        if not self.needs_noise:
+            return self.classifier(x0)
+        sigma = self._sigma(batch)
+        assert batch.noise is not None
+        return self.classifier(theory.add(x0, batch.noise, sigma), sigma)
 
-def shifted(x0: Tensor, uniforms: Tensor, most: int) -> Tensor:
-    """Each image moved by -most..most whole pixels in both directions, its edge repeated. uniforms (B, 2)."""
+    def _sigma(self, batch: Batch) -> Tensor:
+        """Noise level of each image, (B,) float64."""
+        if self.settings.sigma == "training":
+            assert self.classifier.family is not None
+            return self.classifier.family.training_sigma(batch.uniforms[:, U_SIGMA])
+        return torch.full((len(batch.images),), self.settings.sigma, dtype=torch.float64)
+
+
+def masked_bce(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """(B,): binary cross-entropy, mean over the labels (B, K) in 0..1 that are known; 0 where none is. -1 = unknown."""
+    known = (label >= 0).to(logits.dtype)
+    target = label.clamp(min=0).to(logits.dtype) * (1 - smoothing) + smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * known
+    return losses.sum(1) / known.sum(1).clamp(min=1)
+
+
+def shifted(x0: Tensor, uniforms: Tensor, most: int, pad: str = "edge") -> Tensor:
+    """Each image moved by -most..most whole pixels in both directions; its edge is repeated, or what comes in is black.
+
+    uniforms (B, 2).
+    """
     height, width = x0.shape[-2:]
     offset = (uniforms * (2 * most + 1)).long().clamp(0, 2 * most).to(x0.device)
-    padded = functional.pad(x0, (most, most, most, most), mode="replicate")
+    sides = (most, most, most, most)
+    padded = functional.pad(x0, sides, value=BLACK) if pad == "black" else functional.pad(x0, sides, mode="replicate")
     rows = offset[:, :1] + torch.arange(height, device=x0.device)
     columns = offset[:, 1:] + torch.arange(width, device=x0.device)
     images = torch.arange(len(x0), device=x0.device)[:, None, None]

@@ -1,0 +1,108 @@
+"""Label efficiency: how well a head does with k labelled images of each class, beside the same head on raw pixels.
+
+Everything that needs no labels (centring, scaling) is taken from all training images. For every k, the layer and the
+noise level are those with the best mean accuracy on the validation part; the test part is looked at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .choose import Fit, Place
+
+
+@dataclass(frozen=True)
+class Few:
+    """Results with k labels per class: test accuracies, one per choice of the labelled images. places: what was read;
+    validation: mean accuracy there, by which it was chosen."""
+
+    k: int
+    places: tuple[Place, ...]
+    validation: float
+    test: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.test))
+
+
+def label_subsets(labels: np.ndarray, per_class: Sequence[int], draws: int, seed: int) -> dict[int, np.ndarray]:
+    """{k: (draws, k * classes) positions in `labels`}: k images of every class, chosen at random.
+
+    Nested: within a draw, the images of a smaller k are among those of a larger one. Label -1 is never chosen.
+    Raises `UserError` where a class has fewer than k images.
+    """
+    classes = np.unique(labels[labels >= 0])
+    if len(classes) < 2:
+        raise UserError("labels_per_class", f"the data has {len(classes)} labelled classes", "at least 2 are needed")
+    members = {c: np.flatnonzero(labels == c) for c in classes}
+    fewest = min(len(rows) for rows in members.values())
+    for k in per_class:
+        if k > fewest:
+            raise UserError(f"labels_per_class={k}", f"the smallest class has {fewest} training images", "fewer")
+    orders = []
+    for draw in range(draws):
+        rng = np.random.default_rng([seed, draw])
+        orders.append([rng.permutation(rows) for rows in members.values()])
+    return {k: np.stack([np.concatenate([rows[:k] for rows in order]) for order in orders]) for k in per_class}
+
+
+def scaled(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Features (..., N, D), centred and scaled by the mean and deviation of `train`; constant ones become 0."""
+    flat = train.flatten(0, -2).double()
+    mean, std = flat.mean(0), flat.std(0, correction=0)
+    scale = torch.where(std > 1e-8 * std.max().clamp(min=1e-30), 1 / std.clamp(min=1e-30), 0.0)
+    return [((x.double() - mean) * scale).float() for x in (train, *others)]
+
+
+def curve(
+    read: Callable[[str, tuple[Place, ...]], Tensor],
+    labels: Mapping[str, Tensor],
+    candidates: Sequence[tuple[Place, ...]],
+    subsets: Mapping[int, np.ndarray],
+    fit: Fit,
+) -> list[Few]:
+    """One `Few` per k.
+
+    read: (part, places) -> features (n, D) of "train", "validation" or "test"; the test part is read only for places
+    that were chosen. labels: {part: (n,)}. candidates: sets of places to choose from. subsets: see `label_subsets`.
+    fit: features (draws, 1, n, D) with labels (n,) -> heads of strength 0 only.
+    """
+    scores: dict[int, list[float]] = {k: [] for k in subsets}
+    for places in candidates:
+        train, held_out = scaled(read("train", places), read("validation", places))
+        for k, rows in subsets.items():
+            found = _accuracies(fit, train, labels["train"], rows, held_out, labels["validation"])
+            scores[k].append(float(np.mean(found)))
+    results = []
+    for k, rows in subsets.items():
+        place = int(np.argmax(scores[k]))
+        train, unseen = scaled(read("train", candidates[place]), read("test", candidates[place]))
+        found = _accuracies(fit, train, labels["train"], rows, unseen, labels["test"])
+        results.append(Few(k, candidates[place], scores[k][place], tuple(found)))
+    return results
+
+
+def baseline(
+    train: Tensor, test: Tensor, labels: Mapping[str, Tensor], subsets: Mapping[int, np.ndarray], fit: Fit
+) -> list[Few]:
+    """The same on other features, as raw pixels (n, D), with the same labelled images and heads; nothing to choose."""
+    x, unseen = scaled(train.float(), test.float())
+    found = {k: _accuracies(fit, x, labels["train"], rows, unseen, labels["test"]) for k, rows in subsets.items()}
+    return [Few(k, (), math.nan, tuple(values)) for k, values in found.items()]
+
+
+def _accuracies(fit: Fit, x: Tensor, y: Tensor, rows: np.ndarray, unseen: Tensor, truth: Tensor) -> list[float]:
+    """Test accuracy of every choice of labelled images: one batched fit, for they have the same labels in order."""
+    chosen = torch.from_numpy(rows)
+    heads = fit(x[chosen][:, None], y[chosen[0]])
+    logits = heads.logits(unseen.expand(len(chosen), -1, -1))[:, 0]
+    known = truth >= 0
+    return (logits.argmax(-1) == truth)[:, known].double().mean(1).tolist()
