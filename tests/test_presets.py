@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from twofold.errors import UserError
 from twofold.learn import train
 from twofold.learn.estimate import estimate
 from twofold.run import build, load
@@ -25,7 +26,11 @@ PUBLISHED = {
     "joint-cifar10-trunk": 52_542_979,
     "edm-cifar10": 55_735_299,
     "edm-cifar10-uncond": 55_733_891,
+    "noisy-wrn-cifar10": 38_913_114,
+    "noisy-unet-cifar10": 17_445_386,
 }
+# What the presets that start from a trained denoiser are given instead of a run, and its width cut down for training
+SOURCES = {"finetune": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
 
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
@@ -40,9 +45,53 @@ def shape_of(settings: TrainSettings) -> tuple[int, int, int]:
     return (settings.data.channels or 1, *size)
 
 
+def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Changes that make a run of a preset small: few channels, few images of digits."""
+    network = settings.network
+    narrow: dict[str, Any] = {"channels": 8}
+    if network.kind == "wideresnet":
+        narrow = {"depth": 10, "width": 1}
+    elif network.kind == "trunk":
+        narrow = {}
+    elif network.kind != "convnet" and network.head_channels:
+        narrow["head_channels"] = 4
+    if network.kind == "unet" and network.heads > 1:
+        narrow["heads"] = 2
+    return {
+        "data": {"source": "digits", "size": shape[1:], "channels": shape[0]},
+        "network": narrow,
+        "train": {
+            "n_images": 8,
+            "batch_size": 4,
+            "micro_batch": None,
+            "precision": "fp32",
+            "snapshot_images": [],
+        },
+        "validation": {"samples": 4, "steps": 2, "max_images": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Denoisers to start from, narrow and trained for two steps, by the preset they were made with."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twofold.learn.loop.PREVIEWS", 4)
+        patch.setenv("TWOFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        for name in sorted(set(SOURCES.values())):
+            settings = settings_of(name)
+            made[name] = tmp_path_factory.mktemp("source") / name
+            train(settings_of(name, narrowed(settings, shape_of(settings))), made[name], "cpu")
+    return made
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_resolves_and_counts(name: str) -> None:
     settings = settings_of(name)
+    if name in SOURCES:  # as `init_from` fills it in
+        start = settings_of(SOURCES[name])
+        network = settings.network.model_copy(update={"unet": start.network})
+        settings = settings.model_copy(update={"network": network, "noise": start.noise})
     header = open_preset(name).header
     assert all(word in header for word in ("purpose:", "data:", "machine:", "expected:"))
     with torch.device("meta"):
@@ -56,32 +105,36 @@ def test_every_published_count_is_a_preset() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: dict[str, Path]) -> None:
     """On digits, at reduced width; everything else as in the preset."""
     monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
     settings = settings_of(name)
     shape = shape_of(settings)
-    narrow: dict[str, Any] = {"channels": 8}
-    if settings.network.kind == "unet" and settings.network.head_channels:
-        narrow["head_channels"] = 4
-    if settings.network.kind == "unet" and settings.network.heads > 1:
-        narrow["heads"] = 2
-    change = {
-        "data": {"source": "digits", "size": shape[1:], "channels": shape[0]},
-        "network": narrow,
-        "train": {
-            "n_images": 8,
-            "batch_size": 4,
-            "micro_batch": None,
-            "precision": "fp32",
-            "snapshot_images": [],
-        },
-        "validation": {"samples": 4, "steps": 2, "max_images": 4},
-    }
+    change = narrowed(settings, shape)
+    if name in SOURCES:
+        change["init_from"] = str(sources[SOURCES[name]])
     settings = settings_of(name, change)
     result = train(settings, tmp_path / "run", "cpu")
     assert result["n_images"] == 8 and result["nonfinite_steps"] == 0
     assert load(tmp_path / "run").shape == shape
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_preset_that_needs_a_source_says_so(name: str, tmp_path: Path) -> None:
+    settings = settings_of(name)
+    assert "needs init_from=RUN" in open_preset(name).header
+    with pytest.raises(UserError, match=r"network\.unet: .*give init_from=RUN"):
+        train(settings_of(name, narrowed(settings, shape_of(settings))), tmp_path / "run", "cpu")
+
+
+def test_a_frozen_trunk_is_estimated_without_its_backward_pass() -> None:
+    start = settings_of("digits").network
+    found = {}
+    for frozen in (True, False):
+        change = {"network": {"freeze": frozen, "unet": start.model_dump(mode="json")}}
+        found[frozen] = estimate(settings_of("noisy-mlp", change), (1, 8, 8), [str(i) for i in range(10)])
+    assert found[True].parameters == found[False].parameters
+    assert found[True].memory < 0.7 * found[False].memory and found[True].flops < 0.7 * found[False].flops
 
 
 def test_estimate_matches_the_reference() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,5 +107,68 @@ def test_who_knows_no_noise_says_so(
     ):
         out = tmp_path / "nothing"
         assert main(["evaluate", str(source), *words, "--quiet", "--out", str(out)]) == 2, words
+        assert expected in said(capsys)
+        assert not out.exists()
+
+
+def request(out: Path) -> dict[str, Any]:
+    return json.loads((out / "manifest.json").read_text())["request"]
+
+
+def test_a_guide_gives_labels_to_an_unconditional_model(
+    free: Path, noisy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pixels(out: Path) -> np.ndarray:
+        return np.load(out / "images.npz")["arr_0"]
+
+    words = ["sample", str(free), "n=4", "steps=3", "--quiet", "--device", "cpu", "precision=fp32", "--out"]
+    guided = [*words, str(tmp_path / "a"), f"guide={noisy}", "guide_scale=20"]
+    assert main(guided) == 0
+    found = request(tmp_path / "a")
+    assert found["guide"]["scale"] == 20 and len(found["guide"]["classifier"]) == 64
+    assert found["classes"] == [str(k) for k in range(10)]
+    assert sorted(p.name for p in (tmp_path / "a/images").iterdir()) == ["0", "1", "2", "3"]
+    assert main(guided) == 0  # finished: nothing to do
+    assert main([*words, str(tmp_path / "plain")]) == 0
+    assert request(tmp_path / "plain")["guide"] is None
+    assert main([*words, str(tmp_path / "zero"), f"guide={noisy}", "guide_scale=0"]) == 0
+    assert np.array_equal(pixels(tmp_path / "zero"), pixels(tmp_path / "plain"))
+    assert not np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "plain"))
+    assert main([*guided[:-1], "guide_scale=3"]) == 2 and "images of other settings: guide" in said(capsys)
+    make_run(noisy, "noisy-wrn-digits-mini", seed=1)  # trained further
+    assert main(guided) == 2 and "images of other settings: guide" in said(capsys)
+    make_run(noisy, "noisy-wrn-digits-mini")
+
+
+def test_another_guide_has_another_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outs = set()
+    for seed in (0, 1):
+        guide = make_run(tmp_path / "guide", "noisy-wrn-digits-mini", seed)
+        assert main(["sample", str(run), "n=2", "steps=2", "png=false", f"guide={guide}", "--quiet"]) == 0
+        outs.add(capsys.readouterr().out.split(":")[0])
+    assert len(outs) == 2
+    assert len({request(Path(out))["guide"]["classifier"] for out in outs}) == 2
+
+
+def test_guides_that_cannot_be_are_told_before_any_work(
+    run: Path, free: Path, clean: Path, noisy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {"names": [f"digit {k}" for k in range(10)]}
+    others = make_run(tmp_path / "others", "noisy-wrn-digits-mini", **named)
+    digits = make_run(tmp_path / "digits", "digits", names=[f"number {k}" for k in range(10)])
+    for source, words, expected in (
+        (free, [f"guide={clean}"], "does not judge noisy images (this classifier was trained on clean images"),
+        (free, [f"guide={run}"], "guide: is no classifier"),
+        (free, ["guide=runs/nowhere"], "no such run"),
+        (free, ["guide_scale=2"], "guide_scale, guide_interval: there is no guide"),
+        (free, [f"guide={noisy}", "guide_scale=-1"], "guide_scale=-1"),
+        (free, [f"guide={noisy}", "guide_interval=[2, 1]"], "guide_interval: 2 is not below 1"),
+        (free, [f"guide={noisy}", "label=ten"], "label=ten: no such class"),
+        (free, [f"guide={noisy}", "label=none"], "guide_scale=1: there is no label to guide towards"),
+        (free, [f"guide={noisy}", "guidance=2"], "guidance=2: this model is unconditional"),
+        (digits, [f"guide={others}"], "guide: does not know the model's class 'number 0'"),
+    ):
+        out = tmp_path / "nothing"
+        assert main(["sample", str(source), *words, "n=2", "--quiet", "--out", str(out)]) == 2, words
         assert expected in said(capsys)
         assert not out.exists()

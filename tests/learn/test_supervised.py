@@ -103,7 +103,7 @@ def test_a_batch_without_any_label(multi_label: bool) -> None:
 
 def test_multi_label_is_the_mean_over_what_is_known() -> None:
     label = torch.tensor([[1.0, 0.0, 1.0], [1.0, -1.0, 0.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, 0.0]])
-    made, batch = objective(Supervised(multi_label=True)), batch_of(4, label=label)
+    made, batch = objective(Supervised(multi_label=True)).requires_grad_(False), batch_of(4, label=label)
     losses = made(batch)
     logits = made.network.linear(made.network.given[0].flatten(1))  # type: ignore[index, operator, union-attr]
     each = -(

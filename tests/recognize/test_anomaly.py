@@ -91,6 +91,9 @@ def test_one_gaussian_has_the_error_that_was_computed_by_hand() -> None:
 def test_order_batches_and_neighbours_do_not_matter(detector: AnomalyDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     images = scratched(good(mixture(), 12, seed=4))
     scores, maps = detector.scores(images), detector.maps(images)
+    both = detector.compare(images)
+    np.testing.assert_array_equal(both[0], scores)
+    np.testing.assert_array_equal(both[1], maps)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(detector.scores(images[order]), scores[order.numpy()])
     np.testing.assert_array_equal(detector.maps(images[order]), maps[order.numpy()])
@@ -195,7 +198,7 @@ def test_mistakes(detector: AnomalyDetector) -> None:
         with pytest.raises(UserError, match=what):
             AnomalyDetector(oracle, **how)  # type: ignore[arg-type]
     fresh = AnomalyDetector(oracle)
-    for call in (fresh.scores, fresh.maps):
+    for call in (fresh.scores, fresh.maps, fresh.compare):
         with pytest.raises(UserError, match=r"anomaly: it has not seen good parts yet; call fit\(images\) first"):
             call(images)
     with pytest.raises(UserError, match="it has not seen good parts"):

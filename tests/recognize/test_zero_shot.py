@@ -72,6 +72,7 @@ def test_overlapping_classes_get_the_exact_posterior() -> None:
     found = classifier.logits(oracle.codec.encode(images).double(), 0.0).softmax(1)
     assert float(exact.max(1).values.min()) < 0.6  # they do overlap
     assert (found - exact).abs().max() < 0.03
+    torch.testing.assert_close(classifier.probabilities(images), found.double(), rtol=1e-4, atol=1e-6)
 
 
 def antithetic(images: Tensor, draw: int) -> Tensor:

@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(model, NetworkDenoiser):
         raise UserError(args.source, "holds a classifier, which generates nothing", "give a denoiser's run")
     guide: Any = load(settings.guide, device=accelerator.device) if settings.guide else None
-    requested(settings, model, guide)  # what cannot be is told before anything is measured
-    plan_of(model, settings, guide)
+    plan_of(model, settings, guide)  # what cannot be is told before anything is measured
+    requested(settings, model, guide)
     weights = [weights_hash(part) for part in (model, guide) if part is not None]
     out = Path(args.out) if args.out else default_folder(Path(args.source), settings, *weights)
     # one process decides for all: each of them might measure something else

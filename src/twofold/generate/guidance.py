@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoiser import Classifier, Denoiser
 from ..errors import UserError
@@ -72,9 +72,8 @@ def classifier_guided(
 
     Costs one pass and its gradient through the classifier. Works in inference mode; parameters get no gradients.
     """
-    check_interval(interval)
-    if not (math.isfinite(scale) and scale >= 0):
-        raise UserError(f"guide_scale={scale:g}", "not a scale", "0 (no guide) or more")
+    check_interval(interval, "guide_interval")
+    check_scale(scale)
     if scale == 0 or bool((label == -1).all()):
         return denoise
 
@@ -101,16 +100,30 @@ def class_gradient(classifier: Classifier, x: Tensor, sigma: Tensor, label: Tens
     """
     with torch.inference_mode(False), torch.enable_grad():
         # copies, because what was made in inference mode cannot take part in gradients
-        x, sigma, label = x.detach().clone().requires_grad_(), sigma.clone(), label.to(x.device).clone()
-        log_p = torch.log_softmax(classifier.logits(x, sigma).to(x), 1)
+        seen = x.detach().clone().to(_dtype(classifier, x)).requires_grad_()
+        sigma, label = sigma.clone(), label.clone().to(x.device)
+        log_p = torch.log_softmax(classifier.logits(seen, sigma).to(seen), 1)
         chosen = log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
-        return torch.autograd.grad(chosen.masked_fill(label < 0, 0.0).sum(), x)[0]
+        return torch.autograd.grad(chosen.masked_fill(label < 0, 0.0).sum(), seen)[0].to(x)
 
 
-def check_interval(interval: tuple[float, float] | None) -> None:
+def _dtype(classifier: Classifier, x: Tensor) -> torch.dtype:
+    """What a classifier computes in: its weights' type, float32 or better, or that of x where it has none."""
+    weights = classifier.parameters() if isinstance(classifier, nn.Module) else iter(())
+    first = next((weight.dtype for weight in weights if weight.is_floating_point()), x.dtype)
+    return torch.promote_types(first, torch.float32)
+
+
+def check_interval(interval: tuple[float, float] | None, name: str = "interval") -> None:
     """Raises `UserError` for what is no interval of sigma."""
     if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise UserError(f"interval={interval}", "not an interval of sigma", "0 <= low < high")
+        raise UserError(f"{name}={interval}", "not an interval of sigma", "0 <= low < high")
+
+
+def check_scale(scale: float) -> None:
+    """Raises `UserError` for what is no scale of a guide."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"guide_scale={scale:g}", "not a scale", "0 (no guide) or more")
 
 
 def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:

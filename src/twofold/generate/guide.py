@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..denoiser import Classifier, Denoiser
 from ..errors import UserError, nearest
 from ..noise import RANGE_TOLERANCE
-from .guidance import class_gradient, classifier_guided
+from .guidance import check_interval, check_scale, class_gradient
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ def make_guide(
     Raises `UserError` for what is no classifier, or one of other images or classes, or one that refuses noise.
     """
     _check_kind(denoiser, classifier)
+    check_scale(scale)
+    check_interval(interval, "guide_interval")
     levels = [float(sigma) for sigma in sigmas][:-1] or list(denoiser.sigma_range)
     interval = _interval(getattr(classifier, "sigma_range", None), levels, interval)
     asked = [s for s in levels if interval is None or interval[0] < s <= interval[1]]
     if not asked:
         what = f"none of the sampler's noise levels, {min(levels):.4g} to {max(levels):.4g}, is one the guide acts at"
         raise UserError("guide_interval", what, "give a wider one")
-    classifier_guided(denoiser.denoise, classifier, torch.tensor([0]), scale, interval)  # checks scale and interval
     for sigma in {max(asked), min(asked)}:
         _check_hears_noise(denoiser, classifier, sigma)
     return Guide(classifier, float(scale), interval, match_classes(denoiser, classifier))

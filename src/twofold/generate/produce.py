@@ -137,10 +137,10 @@ class _Job:
         guide_hash: str,
     ) -> None:
         self.denoiser, self.out, self.settings = denoiser, out, settings
+        self.plan = plan_of(denoiser, settings, guide)
         if seeds is None:
             seeds, asked = requested(settings, denoiser, guide)
             labels = asked if labels is None else labels
-        self.plan = plan_of(denoiser, settings, guide)
         self.seeds = check_seeds(seeds)
         self.labels = check_labels(denoiser, labels, len(self.seeds), settings.guidance, self.plan.guide)
         self.chunks = -(-len(self.seeds) // settings.micro_batch)

@@ -123,9 +123,10 @@ def check_labels(
     if labels is not None and labels.shape != (n,):
         raise UserError(f"label: {labels.numel()} labels", f"for {n} images", "give one label, or one per image")
     if labels is None or bool((labels == -1).all()):
-        for name, value in (("guidance", guidance), ("guide_scale", guide.scale if guide else 0.0)):
-            if value not in (0.0, 1.0) or (value and name == "guide_scale"):
-                raise UserError(f"{name}={value:g}", "there is no label to guide towards", "give label=")
+        if guidance not in (0.0, 1.0):
+            raise UserError(f"guidance={guidance:g}", "there is no label to guide towards", "give label=")
+        if guide is not None and guide.scale > 0:
+            raise UserError(f"guide_scale={guide.scale:g}", "there is no label to guide towards", "give label=")
         return None
     low, high = int(labels.min()), int(labels.max())
     classes = denoiser.classes or (len(guide.index) if guide else 0)

@@ -96,11 +96,17 @@ class AnomalyDetector:
 
     def scores(self, images: Tensor, progress: Progress | None = None) -> np.ndarray:
         """(N,) float32, in standard deviations of good parts: about 0 for these, higher for what is unlike them."""
-        return self._compare(images, self._score, progress)
+        return np.concatenate([self._score(errors).float().numpy() for errors in self._told(images, progress)])
 
     def maps(self, images: Tensor, progress: Progress | None = None) -> np.ndarray:
         """(N, H, W) float32 in pixels of the images, in standard deviations of that pixel in good parts."""
-        return self._compare(images, self._map, progress)
+        return np.concatenate([self._map(errors).float().numpy() for errors in self._told(images, progress)])
+
+    def compare(self, images: Tensor, progress: Progress | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`scores` and `maps`, computed together."""
+        both = [(self._score(errors), self._map(errors)) for errors in self._told(images, progress)]
+        scores, maps = (torch.cat(part).float().numpy() for part in zip(*both, strict=True))
+        return scores, maps
 
     def tensors(self) -> dict[str, Tensor]:
         """What was learnt and how, as plain tensors (for safetensors); `from_tensors` is the inverse."""
@@ -132,14 +138,13 @@ class AnomalyDetector:
             raise UserError("anomaly", "it has not seen good parts yet", "call fit(images) first")
         return self._known
 
-    def _compare(self, images: Tensor, answer: Callable[[Tensor], Tensor], progress: Progress | None) -> np.ndarray:
+    def _told(self, images: Tensor, progress: Progress | None) -> Iterator[Tensor]:
+        """Errors of `_by_image`, telling progress."""
         self._fitted()
-        found = []
         for done, errors in self._by_image(images):
-            found.append(answer(errors).float().numpy())
+            yield errors
             if progress:
                 progress(done, len(images))
-        return np.concatenate(found)
 
     def _score(self, errors: Tensor) -> Tensor:
         if self.score == "mean":

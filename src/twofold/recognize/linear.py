@@ -148,7 +148,7 @@ def _heads(heads: list[tuple[Tensor, ...]], l2: Sequence[float]) -> Heads:
 def _labels(x: Features, y: Features, classes: int, weight: Features | None) -> _Labels:
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise UserError("features", f"of shape {tuple(x.shape)}", "expected (problems, images, dimensions), not empty")
-    rows, y = labelled(y, x.shape[-2], classes)
+    rows, truth = labelled(y, x.shape[-2], classes)
     n = len(rows)
     share = torch.ones(n, dtype=torch.float64)
     if weight is not None:
@@ -156,11 +156,11 @@ def _labels(x: Features, y: Features, classes: int, weight: Features | None) -> 
         if weight.shape != (x.shape[-2],) or not torch.isfinite(weight).all() or (weight < 0).any():
             raise UserError("weight", "not a number >= 0 for every image", f"expected {x.shape[-2]}")
         share = weight[rows].double()
-        rows, y, share = rows[share > 0], y[share > 0], share[share > 0]
-    present, y = y.unique(return_inverse=True)
+        rows, truth, share = rows[share > 0], truth[share > 0], share[share > 0]
+    present, truth = truth.unique(return_inverse=True)
     if len(present) < 2:
         raise UserError("labels", "all images are of one class", "a classifier needs at least two")
-    target = torch.nn.functional.one_hot(y, len(present)).T.double()
+    target = torch.nn.functional.one_hot(truth, len(present)).T.double()
     return _Labels(rows, target, share / n, present, classes)
 
 
@@ -222,15 +222,20 @@ def _minimise(
         penalty[:, -1] = 0
     weights = z.new_zeros(len(designs), len(l2), len(labels.target), len(z))
     limit = torch.full_like(curvature[:, 0], tolerance)
+    rank, ones = designs[0].basis.shape[1], [z.new_ones(1, 1)] * intercept
 
     def solve(dtype: torch.dtype, limit: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        features, frames = [d.z.to(dtype) for d in designs], None
+        if len(designs[0].basis) == rank:  # else turning the gradient back would cost more than the gradient
+            frames = [torch.block_diag(d.basis, *ones).to(dtype) for d in designs]
         given = (curvature, labels.target, labels.share, penalty, limit)
-        task = Task([d.z.to(dtype) for d in designs], *(t.to(z.device, dtype) for t in given), max_steps)
-        found, norms = minimise(task, start.to(dtype))
-        return found.double(), norms.double()
+        of_fits, target, share, penalties, tolerances = (t.to(z.device, dtype) for t in given)
+        task = Task(features, of_fits, target, share, penalties, tolerances, max_steps, frames)
+        found, sizes = minimise(task, start.to(dtype))
+        return found.double(), sizes.double()
 
     if z.numel() * len(labels.target) > SMALL:
         units = torch.stack([(d.z.square() @ labels.share.to(z)).sum().sqrt() for d in designs])
         floor = FLOAT32 * (units / len(z) ** 0.5).clamp_min(1)
-        weights, _ = solve(torch.float32, torch.maximum(limit / 2, floor), weights)
+        weights, _ = solve(torch.float32, torch.maximum(0.9 * limit, floor), weights)
     return solve(torch.float64, limit, weights)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -34,34 +35,41 @@ STATE = 2**26  # numbers in their history
 class Task:
     """features: P matrices (D, N) of one dtype. curvature (P, D): diagonal of z u z^T. target (K, N): one-hot.
 
-    weight (N,): u_i. penalty (S, D). tolerance (P,): of the gradient's largest row norm, which bounds its entries in
-    whatever orthonormal coordinates.
+    share (N,): u_i. penalty (S, D). tolerance (P,): of the gradient's largest entry in the coordinates that `frames`,
+    P matrices (E, D), lead to; without them of its largest norm |gradient_k|, which no entry exceeds in any
+    orthonormal coordinates.
     """
 
     features: Sequence[Tensor]
     curvature: Tensor
     target: Tensor
-    weight: Tensor
+    share: Tensor
     penalty: Tensor
     tolerance: Tensor
     max_steps: int
+    frames: Sequence[Tensor] | None = None
+
+    @cached_property
+    def shared(self) -> list[Tensor]:
+        """The features times their shares."""
+        return [z * self.share for z in self.features]
 
 
 def minimise(task: Task, start: Tensor) -> tuple[Tensor, Tensor]:
-    """(P, S, K, D) where each fit ends and (P, S) the norm of its gradient there. start: where they begin."""
+    """(P, S, K, D) where each fit ends and (P, S) the size of its gradient there. start: where they begin."""
     problems, strengths, classes, dims = start.shape
-    weights, norms = start.flatten(0, 1).clone(), start.new_full((problems * strengths,), torch.inf)
+    weights, sizes = start.flatten(0, 1).clone(), start.new_full((problems * strengths,), torch.inf)
     room = _room(classes, dims, task.target.shape[1], start.device.type)
     queue = iter(range(problems * strengths))
     fits = _Fits(task, _next(queue, room), weights)
     while len(fits.fit):
         done = fits.finished()
         if 8 * int(done.sum()) >= len(done):  # moving the state costs about a fifth of a step: wait until it pays
-            weights[fits.fit[done]], norms[fits.fit[done]] = fits.W[done], fits.norm[done]
+            weights[fits.fit[done]], sizes[fits.fit[done]] = fits.W[done], fits.left[done]
             fits.replace(done, _Fits(task, _next(queue, room - int((~done).sum())), weights))
         else:
             fits.step(~done)
-    return weights.view_as(start), norms.view(problems, strengths)
+    return weights.view_as(start), sizes.view(problems, strengths)
 
 
 def _next(queue: Iterator[int], count: int) -> list[int]:
@@ -85,17 +93,17 @@ class _Fits:
         self._places()
         self.W = weights[self.fit]
         self.L = self._logits(self.W)
-        self.G = self._gradient(self._residual(self.L))
-        self.norm = self.G.norm(dim=2).amax(1)
+        self.G = self._gradient(self._residual(self.L), self.W)
+        self.left = self._size(self.G)
 
     def finished(self) -> Tensor:
         """(B,) whether a fit has converged, is held up by rounding, or has used up its steps."""
-        return (self.norm <= self.tolerance) | (self.stuck > 1) | (self.steps >= self.task.max_steps)
+        return (self.left <= self.tolerance) | (self.stuck > 1) | (self.steps >= self.task.max_steps)
 
     def replace(self, done: Tensor, new: _Fits) -> None:
         """Drops the fits that are done, and takes in new ones."""
         keep = ~done
-        for name in ("fit", "steps", "stuck", "W", "L", "G", "norm"):
+        for name in ("fit", "steps", "stuck", "W", "L", "G", "left"):
             setattr(self, name, torch.cat([getattr(self, name)[keep], getattr(new, name)]))
         none = torch.zeros_like(new.W)  # no history yet
         self.history = [
@@ -105,16 +113,13 @@ class _Fits:
         self._places()
 
     def _places(self) -> None:
-        """Where each problem's fits are, and what belongs to each fit."""
+        """What belongs to each fit."""
         task, strengths = self.task, len(self.task.penalty)
-        problem = self.fit // strengths
-        self.spans, at = [], 0
-        for p, count in zip(*(part.tolist() for part in problem.unique_consecutive(return_counts=True)), strict=True):
-            self.spans.append((p, at, at + count))
-            at += count
+        self.problem = self.fit // strengths
+        self.spans = _spans(self.problem)
         self.penalty = task.penalty[self.fit % strengths][:, None]  # (B, 1, D)
-        self.inverse = 1 / (task.curvature[problem][:, None] / len(task.target) + self.penalty)
-        self.tolerance = task.tolerance[problem]
+        self.inverse = 1 / (task.curvature[self.problem][:, None] / len(task.target) + self.penalty)
+        self.tolerance = task.tolerance[self.problem]
 
     def step(self, active: Tensor) -> None:
         """One step of the `active` fits; the others stay."""
@@ -122,18 +127,29 @@ class _Fits:
         slope = _dot(self.G, direction)
         moving = active & (slope < 0)
         direction.mul_(moving[:, None, None])
-        size, logits, residual = self._search(direction, self._logits(direction), slope.mul_(moving))
-        step = direction.mul_(size[:, None, None])
-        self.W, self.L = self.W + step, logits
-        gradient = self._gradient(residual)
-        change = gradient - self.G
+        slope.mul_(moving)
+        along = self._logits(direction)
+        W, L = self.W + direction, self.L + along
+        gradient = self._gradient(self._residual(L), W)
+        now = _dot(gradient, direction)
+        bad = _too_short(now, slope) | _too_far(now, slope)
+        failed = ~moving
+        if bad.any():
+            rows = bad.nonzero()[:, 0]
+            size, L[rows], residual = self._search(rows, direction[rows], along[rows], slope[rows], now[rows])
+            direction[rows] *= size[:, None, None]
+            W[rows] = self.W[rows] + direction[rows]
+            gradient[rows] = self._gradient(residual, W[rows], rows)
+            failed[rows] |= size == 0
+        self._remember(direction, gradient - self.G, failed & active)
+        self.W, self.L, self.G, self.left = W, L, gradient, self._size(gradient)
+        self.steps, self.stuck = self.steps + 1, (self.stuck + 1) * failed
+
+    def _remember(self, step: Tensor, change: Tensor, failed: Tensor) -> None:
         curved = _dot(step, change)
         rho = torch.where(curved > 0, 1 / curved.clamp_min(torch.finfo(curved.dtype).tiny), 0)
         self.history = [*self.history[-MEMORY + 1 :], (step, change, rho)]
-        self.G, self.norm = gradient, gradient.norm(dim=2).amax(1)
-        failed = (size == 0) | (slope == 0)
-        self.steps, self.stuck = self.steps + 1, (self.stuck + 1) * failed
-        if (failed & active).any():  # rounding has spoilt its history: once more without
+        if failed.any():  # rounding has spoilt their history: once more without
             self.history = [(s, y, rho * ~failed) for s, y, rho in self.history]
 
     def _inverse_hessian(self, vector: Tensor) -> Tensor:
@@ -152,50 +168,79 @@ class _Fits:
             vector = torch.addcmul(vector, (share - rho * _dot(y, vector))[:, None, None], s)
         return vector
 
-    def _search(self, direction: Tensor, along: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B,) step sizes, and logits and residuals (B, K, N) there. along: what the logits gain per unit of size."""
-        ridge = _dot(self.penalty * self.W, direction), _dot(self.penalty * direction, direction)
+    def _search(
+        self, rows: Tensor, direction: Tensor, along: Tensor, slope: Tensor, now: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes of some fits, for which 1 with slope `now` was not right; logits and residuals (b, K, N) there.
+
+        along: what the logits gain per unit of size.
+        """
+        penalty, W, start = self.penalty[rows], self.W[rows], self.L[rows]
+        ridge, bend = _dot(penalty * W, direction), _dot(penalty * direction, direction)
         size = torch.ones_like(slope)
-        low, low_slope = torch.zeros_like(slope), slope.clone()
+        low, low_slope = torch.zeros_like(slope), slope
         high, high_slope = torch.full_like(slope, torch.inf), torch.zeros_like(slope)
-        logits = self.L + along
-        residual = self._residual(logits)
-        now = _dot(residual, along) + ridge[0] + ridge[1]
         for _ in range(TRIALS):
-            short, far = now < 0.9 * slope, now > -0.5 * slope
-            bad = (short | far).nonzero()[:, 0]
-            if not len(bad):
-                return size, logits, residual
+            short, far = _too_short(now, slope), _too_far(now, slope)
+            if not (short | far).any():
+                break
             low, low_slope = torch.where(short, size, low), torch.where(short, now, low_slope)
             high, high_slope = torch.where(far, size, high), torch.where(far, now, high_slope)
             secant = (-low_slope / (high_slope - low_slope)).clamp(0.1, 0.9)
             between = torch.where(high.isinf(), 3 * size, low + (high - low) * secant)
             size = torch.where(short | far, between, size)
-            logits[bad] = torch.addcmul(self.L[bad], size[bad, None, None], along[bad])
-            residual[bad] = self._residual(logits[bad])
-            now[bad] = (_dot(residual[bad], along[bad]) + ridge[0][bad]) + size[bad] * ridge[1][bad]
-        size[bad] = low[bad]  # where the slope still fell: never worse than the start
-        logits[bad] = torch.addcmul(self.L[bad], size[bad, None, None], along[bad])
-        residual[bad] = self._residual(logits[bad])
+            logits = torch.addcmul(start, size[:, None, None], along)
+            residual = self._residual(logits)
+            now = _dot(residual * self.task.share, along) + ridge + size * bend
+        else:
+            size = torch.where(short | far, low, size)  # where the slope still fell: never worse than the start
+            logits = torch.addcmul(start, size[:, None, None], along)
+            residual = self._residual(logits)
         return size, logits, residual
 
     def _residual(self, logits: Tensor) -> Tensor:
-        """Gradient of the data term in its logits."""
-        return torch.softmax(logits, 1).sub_(self.task.target).mul_(self.task.weight)
+        """Gradient of the losses in their logits."""
+        return torch.softmax(logits, 1).sub_(self.task.target)
 
     def _logits(self, W: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, N)"""
-        out = torch.empty_like(W[:1, :, :1]).expand(len(W), *self.task.target.shape).contiguous()
+        out = W.new_empty(len(W), *self.task.target.shape)
         for p, a, b in self.spans:
             torch.mm(W[a:b].flatten(0, 1), self.task.features[p], out=out[a:b].flatten(0, 1))
         return out
 
-    def _gradient(self, residual: Tensor) -> Tensor:
-        """Gradient (B, K, D) of everything, at W."""
-        out = torch.empty_like(self.W)
-        for p, a, b in self.spans:
-            torch.mm(residual[a:b].flatten(0, 1), self.task.features[p].mT, out=out[a:b].flatten(0, 1))
-        return out.addcmul_(self.penalty, self.W)
+    def _gradient(self, residual: Tensor, W: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Gradient (B, K, D) of everything at W, for all fits or some."""
+        out = torch.empty_like(W)
+        for p, a, b in self.spans if rows is None else _spans(self.problem[rows]):
+            torch.mm(residual[a:b].flatten(0, 1), self.task.shared[p].mT, out=out[a:b].flatten(0, 1))
+        return out.addcmul_(self.penalty if rows is None else self.penalty[rows], W)
+
+    def _size(self, gradient: Tensor) -> Tensor:
+        """(B,): what the tolerance is about."""
+        if self.task.frames is None:
+            return gradient.norm(dim=2).amax(1)
+        largest = [(gradient[a:b] @ self.task.frames[p].mT).abs().amax((1, 2)) for p, a, b in self.spans]
+        return torch.cat(largest) if largest else gradient.new_empty(0)
+
+
+def _spans(problem: Tensor) -> list[tuple[int, int, int]]:
+    """(p, a, b) for each problem in a sorted list of them: its fits are a to b."""
+    spans, at = [], 0
+    for p, count in zip(*(part.tolist() for part in problem.unique_consecutive(return_counts=True)), strict=True):
+        spans.append((p, at, at + count))
+        at += count
+    return spans
+
+
+def _too_short(now: Tensor, slope: Tensor) -> Tensor:
+    """Whether nearly nothing is gained of what the slope at the start promises."""
+    return now < 0.9 * slope
+
+
+def _too_far(now: Tensor, slope: Tensor) -> Tensor:
+    """Whether the minimum along the line lies far behind; a parabola would have lost half of what it gave."""
+    return now > -0.5 * slope
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

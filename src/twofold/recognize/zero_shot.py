@@ -86,6 +86,10 @@ class ZeroShotClassifier:
         """
         return self._scores(self._errors.encode(images), images, progress)
 
+    def probabilities(self, images: Tensor, progress: Progress | None = None) -> Tensor:
+        """The posterior of the classes, (N, K) float64 on the CPU, for uint8 images: the softmax of `logits`."""
+        return (self.scores(images, progress) * self._nats).softmax(1)
+
     def logits(self, x0: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """(N, K) in nats for clean x0 (N, *shape): `scores` times the number of elements and the width of ln sigma.
 

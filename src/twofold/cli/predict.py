@@ -1,0 +1,289 @@
+"""`twofold predict RUN IMAGES`: labels, probabilities, features or anomaly scores of new images, as CSV or Parquet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..settings.probe import PredictSettings
+from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .probe import home_of, prepare
+from .show import Progress, say
+from .tablefile import TableFile, check_ending
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..data.stream import Streamed
+    from ..denoiser import Denoiser
+    from ..settings.data import DataSettings
+
+OPTIONS = ("--out", "--device", "--quiet")
+BATCH = 256  # images that are decoded and answered together
+
+Columns = dict[str, list[Any]]
+
+
+def settings_model() -> type[PredictSettings]:
+    return PredictSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN", help="a run, a probe, a .safetensors file, or a diffusers folder")
+    parser.add_argument("images", metavar="IMAGES", help="an image, a folder, Parquet files or a hub name")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, _ = resolve(PredictSettings, [("command line", parse_assignments(args.assignments))])
+    out = check_ending(Path(args.out)) if args.out else None
+    print(predict(args.source, args.images, settings, args.device, args.quiet, out))
+    return 0
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Says something about a batch. shape: (C, H, W) that images are fitted to. classes: in the order of
+    probabilities, empty where none are given. answer: images and ids -> columns."""
+
+    name: str
+    shape: tuple[int, int, int]
+    answer: Callable[[Tensor, list[str]], Columns]
+    classes: list[str]
+
+
+def predict(
+    source: str, images: str, settings: PredictSettings, device: str | None, quiet: bool, out: Path | None = None
+) -> str:
+    """Answers for all images, written to `out` (default: `predictions` of the run); returns what to tell the user."""
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("loading the model ...", quiet)
+    from ..data import open_images, stream
+    from ..learn.training import make_accelerator
+
+    place = make_accelerator(device).device
+    path = out or default_path(source, images, settings)
+    answerer = answerer_for(source, settings, place, path, quiet)
+    data = data_of(source, images, answerer.shape, settings)
+    opened = open_images(data)
+    tally = Tally(answerer.classes, opened.classes(), settings)
+    total, done, skipped = opened.count(), 0, 0
+    with Progress(answerer.name, quiet) as progress, TableFile(path) as table:
+        for part in stream(opened, data, BATCH):
+            skipped += len(part.skipped)
+            for name, reason in part.skipped:
+                progress.line(f"left out: {name} ({reason})")
+            if part.ids:
+                columns = answerer.answer(part.images, part.ids)
+                table.write({"id": part.ids, **columns, **tally.given(part)})
+                tally.add(part, columns)
+            done += len(part.ids) + len(part.skipped)
+            progress(done, total)
+    if not table.rows:
+        raise UserError(images, "holds no readable image", "nothing was written")
+    left = f", {skipped} unreadable ones left out" if skipped else ""
+    return f"{path}: {table.rows:,} images{left}" + tally.text()
+
+
+def answerer_for(source: str, settings: PredictSettings, device: torch.device, out: Path, quiet: bool) -> Answerer:
+    """Whoever answers what was asked for. Raises `UserError` saying what would be needed."""
+    from ..denoiser import Denoiser
+    from ..run import load, load_probe, newest_probe
+
+    if settings.probe or (Path(source) / "probe.safetensors").is_file():
+        model: Any = load_probe(settings.probe or source, device)
+    else:
+        model = load(source, settings.at, device)
+    if isinstance(model, Denoiser):
+        prepare(model, settings.precision, device)
+        if settings.anomaly:
+            return detecting(source, model, settings, out, quiet)
+        if settings.method == "zero_shot":
+            return zero_shot(model, settings)
+        probe = newest_probe(source)
+        if probe is None and not settings.embed:
+            hint = f"fit one: twofold probe {source}" + (", or use method=zero_shot" if model.classes else "")
+            raise UserError(source, "is a denoiser without a probe, so it has no classes to tell apart", hint)
+        if settings.embed:
+            return embedding(model, load_probe(probe, device) if probe else None, settings)
+        model = load_probe(probe, device)
+    for wrong, name in ((settings.anomaly, "anomaly=true"), (settings.embed, "embed=true")):
+        if wrong:
+            raise UserError(name, f"{source} holds a classifier", "give the run of a denoiser")
+    if hasattr(model, "denoiser"):
+        prepare(model.denoiser, settings.precision, device)
+    return classifying(model)
+
+
+def classifying(model: Any) -> Answerer:
+    """The most probable class, its probability, and those of all classes."""
+    from ..measure import probabilities
+
+    def answer(images: Tensor, ids: list[str]) -> Columns:
+        if hasattr(model, "image_logits"):
+            found = model.image_logits(images).double().softmax(1)
+        else:
+            found = probabilities(model, images)
+        return probability_columns(found, model.classes)
+
+    return Answerer("classifying", image_shape(model), answer, list(model.classes))
+
+
+def zero_shot(model: Denoiser, settings: PredictSettings) -> Answerer:
+    """The class whose condition leaves the least denoising error; the columns are its posterior."""
+    from ..recognize.zero_shot import ZeroShotClassifier
+
+    classifier = ZeroShotClassifier(model, micro_batch=settings.micro_batch)
+
+    def answer(images: Tensor, ids: list[str]) -> Columns:
+        device = next(model.parameters()).device
+        logits = classifier.logits(model.codec.encode(images.to(device)), 0.0)
+        return probability_columns(logits.double().softmax(1).cpu(), list(classifier.classes))
+
+    return Answerer("classifying zero-shot", image_shape(model), answer, list(classifier.classes))
+
+
+def probability_columns(found: Tensor, classes: list[str]) -> Columns:
+    """label, probability, and one column per class."""
+    top = found.max(1)
+    columns: Columns = {
+        "label": [classes[k] for k in top.indices.tolist()],
+        "probability": [round(value, 6) for value in top.values.tolist()],
+    }
+    for k, name in enumerate(classes):
+        columns[f"p({name})"] = [round(value, 6) for value in found[:, k].tolist()]
+    return columns
+
+
+def embedding(model: Denoiser, probe: Any, settings: PredictSettings) -> Answerer:
+    """Features: of the layers and the noise level asked for, else those that the probe chose, else the middle."""
+    from ..recognize.reader import Reader
+
+    layers = list(settings.layers)
+    if layers or probe is None:
+        names = layers or [list(model.layers)[len(model.layers) // 2]]
+        places = [(name, 0.05 if settings.sigma is None else settings.sigma) for name in names]
+        reader = Reader(model, places, draws=settings.draws, micro_batch=settings.micro_batch)
+    else:
+        reader = probe.reader
+
+    def answer(images: Tensor, ids: list[str]) -> Columns:
+        found = reader.read(images)
+        return {f"f{k}": found[:, k].tolist() for k in range(found.shape[1])}
+
+    return Answerer("reading features", image_shape(model), answer, [])
+
+
+def detecting(source: str, model: Denoiser, settings: PredictSettings, out: Path, quiet: bool) -> Answerer:
+    """Anomaly scores in standard deviations of good parts, and a map beside each image."""
+    from ..recognize.anomaly import AnomalyDetector
+    from .anomaly_maps import write_map
+
+    detector = AnomalyDetector(model, draws=settings.draws, micro_batch=settings.micro_batch)
+    with Progress("learning what good parts look like", quiet) as progress:
+        detector.fit(good_parts(source, settings, model), progress)
+    folder = out.with_suffix("")
+
+    def answer(images: Tensor, ids: list[str]) -> Columns:
+        scores, maps = detector.compare(images)
+        names = [write_map(folder, name, image, one) for name, image, one in zip(ids, images, maps, strict=True)]
+        return {"anomaly": [round(float(score), 6) for score in scores], "map": names}
+
+    return Answerer("looking for anomalies", image_shape(model), answer, [])
+
+
+def good_parts(source: str, settings: PredictSettings, model: Denoiser, most: int = 2_000) -> Tensor:
+    """Images of good parts: those named, else what the run held out for validation."""
+    import numpy as np
+
+    from ..data import open_store
+    from ..run import Run
+
+    if settings.normal is not None:
+        store, split = open_store(data_of(source, settings.normal, image_shape(model), settings)), "all"
+    elif (Path(source) / "settings.yaml").is_file():
+        store, split = open_store(Run.open(source).settings().data), "validation"
+    else:
+        raise UserError("anomaly=true", f"{source} is no run, so good parts are not known", "name some: normal=FOLDER")
+    rows = store.indices(split)
+    if settings.good is not None and settings.good in store.classes:
+        rows = rows[np.asarray(store.labels[rows]) == store.classes.index(settings.good)]
+    return store.batch(rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)] if len(rows) > most else rows)
+
+
+def image_shape(model: Any) -> tuple[int, int, int]:
+    """(C, H, W) that images are fitted to: the model's own; what a latent model's codec encodes."""
+    from ..denoiser import Denoiser
+    from ..generate.sample import image_shape as of_denoiser
+
+    denoiser = getattr(model, "denoiser", model)
+    return of_denoiser(denoiser) if isinstance(denoiser, Denoiser) else tuple(model.shape)
+
+
+def data_of(source: str, images: str, shape: tuple[int, int, int], settings: PredictSettings) -> DataSettings:
+    """How new images become the model's: fitted as its training images were."""
+    from ..run import Run
+    from ..settings.data import DataSettings
+
+    c, h, w = shape
+    how = {"size": (h, w), "channels": c, "on_bad_image": settings.on_bad_image}
+    home = home_of(source)
+    if (home / "settings.yaml").is_file():
+        trained = Run.open(home).settings().data
+        how |= {"fit": trained.fit, "background": trained.background}
+    return DataSettings.model_validate({"source": images, **how})
+
+
+def default_path(source: str, images: str, settings: PredictSettings) -> Path:
+    name = Path(images.rstrip("/")).stem or "images"
+    return home_of(source) / "predictions" / f"{name}-{settings_hash(settings)[:8]}.csv"
+
+
+class Tally:
+    """Compares answers with the labels that the images have, if they have any."""
+
+    def __init__(self, classes: list[str], given: list[str], settings: PredictSettings) -> None:
+        self.classes, self.names, self.good = classes, given, settings.good
+        if self.good is not None and self.good not in given:
+            known = ", ".join(given) or "none: they have no labels"
+            raise UserError(f"good={self.good}", "IMAGES have no such class", f"they have {known}")
+        self.right, self.labelled = 0, 0
+        self.scores: list[float] = []
+        self.bad: list[bool] = []
+
+    def given(self, part: Streamed) -> Columns:
+        """The images' own labels as a column, where there are any."""
+        return {"given": [self.names[k] if k >= 0 else "" for k in part.labels]} if self.names else {}
+
+    def add(self, part: Streamed, columns: Columns) -> None:
+        for i, label in enumerate(part.labels):
+            if label < 0:
+                continue
+            if "label" in columns and self.names[label] in self.classes:
+                self.labelled += 1
+                self.right += columns["label"][i] == self.names[label]
+            if "anomaly" in columns and self.good is not None:
+                self.scores.append(columns["anomaly"][i])
+                self.bad.append(self.names[label] != self.good)
+
+    def text(self) -> str:
+        import numpy as np
+
+        from ..measure.answers import auroc, share_interval
+
+        if self.labelled:
+            share = self.right / self.labelled
+            low, high = share_interval(share, self.labelled)
+            return (
+                f"\n{100 * share:.1f} % of the {self.labelled:,} labelled ones are named rightly "
+                f"({100 * low:.1f} to {100 * high:.1f})"
+            )
+        if self.good is not None and 0 < sum(self.bad) < len(self.bad):
+            return f"\nAUROC of the anomaly score: {auroc(np.array(self.scores), np.array(self.bad)):.3f}"
+        return ""
