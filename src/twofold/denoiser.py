@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
     classes: int = 0
     class_names: Sequence[str] = ()
     layers: Mapping[str, Layer]
-    aliases: Mapping[str, str] = {}  # noqa: RUF012 (never written to)
+    aliases: Mapping[str, str] = {}
     codec: Codec
     clip: bool = True
 

@@ -293,7 +293,7 @@ def test_guides_are_named_by_their_weights(tmp_path: Path) -> None:
     produce(free, tmp_path, ASKED, "abc", guide=Linear())  # type: ignore[arg-type]
     request = json.loads((tmp_path / "manifest.json").read_text())["request"]
     assert request["guide"]["classifier"] == weights_hash(Linear())
-    with pytest.raises(ValueError, match="name this guide"):
+    with pytest.raises(ValueError, match="no weights to name it by"):
         produce(free, tmp_path, ASKED, "abc", guide=Counting())
     with pytest.raises(ValueError, match="settings.guide names a classifier"):
         produce(free, tmp_path, ASKED.model_copy(update={"guide": "runs/c"}), "abc")

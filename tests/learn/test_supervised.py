@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from twofold.learn import train
 from twofold.learn.batches import U_SIGMA, Batch
 from twofold.learn.objectives.supervised import SupervisedObjective, masked_bce, shifted
 from twofold.recognize.classifier import NetworkClassifier
-from twofold.run import load
-from twofold.settings.noise import EDMNoise, VPNoise
+from twofold.run import build, load
+from twofold.settings.noise import EDMNoise, FlowNoise, VPNoise
 from twofold.settings.resolve import resolve
 from twofold.settings.train import Supervised, TrainSettings
 
@@ -183,6 +184,26 @@ def test_one_level_in_training_leaves_the_others_finite(network: dict[str, Any],
     for sigma in (0.0, 0.002, 0.1, 1.0, 10.0, 80.0):
         logits = model.logits(sigma * torch.randn(8, 1, 8, 8, generator=generator), sigma)
         assert logits.isfinite().all() and logits.softmax(1).amax(1).max() < 1 - 1e-4, sigma
+
+
+@pytest.mark.parametrize(
+    ("family", "c_noise", "number"),
+    [
+        (EDMNoise(), math.log(0.3) / 4, math.log(0.3)),
+        (VPNoise(), 250.0, 0.25),
+        (VPNoise(time_offset=1, time_scale=0.001), 0.25, 0.25),
+        (VPNoise(table="continuous", steps=10), 250.0, 0.25),
+        (FlowNoise(), 250.0, 0.25),
+    ],
+    ids=str,
+)
+def test_embeddings_are_scaled_to_their_noise_family(family: Any, c_noise: float, number: float) -> None:
+    """ln sigma, or a time of 0..1, whatever number the family gives its networks; a scale that is set stays."""
+    settings = noisy(WIDE, "training").model_copy(update={"noise": family})
+    model = build(settings, (1, 8, 8), ["a", "b"])
+    assert model.network.embedding.scale * c_noise == pytest.approx(number)  # type: ignore[union-attr, operator]
+    own = noisy({**WIDE, "embedding_scale": 3.0}, "training")
+    assert build(own, (1, 8, 8), ["a", "b"]).network.embedding.scale == 3.0  # type: ignore[union-attr]
 
 
 def test_bfloat16(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_order_batches_and_neighbours_do_not_matter(detector: AnomalyDetector, m
     seen: list[tuple[int, int]] = []
     np.testing.assert_allclose(other.scores(images, lambda *at: seen.append(at)), scores, rtol=1e-5, atol=1e-5)
     assert seen == [(5, 12), (10, 12), (12, 12)]
+    monkeypatch.setattr("twofold.recognize.anomaly.ELEMENTS", 3 * 5 * 2 * 64)
+    seen.clear()
+    np.testing.assert_allclose(other.scores(images, lambda *at: seen.append(at)), scores, rtol=1e-5, atol=1e-5)
+    assert seen == [(3, 12), (6, 12), (9, 12), (12, 12)]
 
 
 def test_fitting_in_parts_is_fitting_at_once(detector: AnomalyDetector, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from twofold.codec import PixelCodec
 from twofold.denoiser import Classifier, NetworkDenoiser
 from twofold.errors import UserError
+from twofold.measure import probabilities
 from twofold.networks.unet import UNet
 from twofold.noise import family
 from twofold.oracle import MixtureDenoiser
@@ -226,6 +227,19 @@ def test_every_beginning_of_the_trials_covers_the_range(levels: str) -> None:
         assert torch.allclose(whole.log(), u * np.log(80 / 0.002) + np.log(0.002))
 
 
+def test_logits_of_what_the_codec_made_are_the_scores_of_the_images() -> None:
+    """Also through the measures that know nothing but the contract."""
+    model = tiny_unet(EDMNoise())
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    classifier = ZeroShotClassifier(model, rounds=((3, 4),), micro_batch=16)
+    logits, scores = classifier.logits(PixelCodec().encode(images)), classifier.scores(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), scores * 64 * np.log(20 / 0.02), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        probabilities(classifier, images), classifier.probabilities(images), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_model_of_one_class_and_one_of_many() -> None:
     images, _ = pictures(Counting(), 3)
     assert ZeroShotClassifier(Counting(k=1), rounds=((4, 1), (8, 1))).scores(images).shape == (3, 1)
@@ -255,6 +269,10 @@ def test_mistakes() -> None:
     classifier = ZeroShotClassifier(oracle, rounds=((2, 1),))
     with pytest.raises(UserError, match="sigma: this classifier makes its own noise"):
         classifier.logits(PixelCodec().encode(images), 0.5)
+    with pytest.raises(UserError, match=r"x0: of shape \(2, 1, 4, 2\); the model knows \(1, 4, 4\)"):
+        classifier.logits(PixelCodec().encode(images)[..., :2], 0.0)
+    with pytest.raises(UserError, match="images: none"):
+        classifier.scores(images[:0])
     with pytest.raises(UserError, match=r"images: torch.float32 of shape .*; expected uint8"):
         classifier.scores(images.float())
     with pytest.raises(UserError, match="images: become 1 x 4 x 2, the model knows 1 x 4 x 4"):

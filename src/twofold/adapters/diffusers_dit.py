@@ -96,10 +96,11 @@ class DiTDenoiser(NetworkDenoiser):
         return {name: value.transpose(1, 2).unflatten(2, grid) for name, value in tokens.items()}
 
     def variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
-        """Variance (B, C, S, S) of the x one entry lower in the table, given x, as the network learned it.
+        """Variance (B, C, S, S) of an ancestral step from x to the next lower entry of the table, as it was learned.
 
-        In the frame x0 + sigma * noise: sigma~^2 .. of an ancestral step, not that of x0. At the lowest entry it takes
-        the next one's lower bound, as published. Raises `UserError` for a network that learned none.
+        In the frame x0 + sigma * noise; not to be confused with the variance of x0 given x. At the lowest entry, where
+        the lower bound would be 0, the next entry's is taken, as published. Raises `UserError` for a network that
+        learned none.
         """
         if not self.network.learns_variance:
             raise UserError("variance", "this network predicts the noise only")

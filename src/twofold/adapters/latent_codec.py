@@ -21,7 +21,7 @@ from ..hashing import weights_hash
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PIXELS_AT_ONCE = 2**20  # of a micro-batch: bounds memory to about 1 GiB per 256 channels at full resolution
+PIXELS_AT_ONCE = 2**20  # of a micro-batch; a layer of 128 channels at full resolution takes 512 MiB of float32
 
 
 class LatentCodec(nn.Module):
@@ -77,8 +77,11 @@ class LatentCodec(nn.Module):
             raise UserError("images", what, "a latent model reads grey or RGB images")
         if self.size is None:
             self._check_size(*images.shape[2:])
-        parts = [slice(i, i + self._batch(images)) for i in range(0, len(images), self._batch(images))]
-        return torch.cat([self._encode(images[part], None if noise is None else noise[part]) for part in parts])
+        height, width = self.size or images.shape[2:]
+        batch = max(1, PIXELS_AT_ONCE // (height * width))
+        parts = images.split(batch)
+        noises = [None] * len(parts) if noise is None else noise.split(batch)
+        return torch.cat([self._encode(part, own) for part, own in zip(parts, noises, strict=True)])
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
@@ -105,10 +108,6 @@ class LatentCodec(nn.Module):
         z = x0.to(weight.device).float() / self.scale + self.shift
         with torch.autocast(weight.device.type, enabled=False):
             return self._pixels.decode(self.vae.decode(z.to(weight.dtype)).sample)
-
-    def _batch(self, images: Tensor) -> int:
-        height, width = self.size or images.shape[2:]
-        return max(1, PIXELS_AT_ONCE // (height * width))
 
     def _check_size(self, height: int, width: int) -> None:
         if height % self.stride or width % self.stride:

@@ -96,10 +96,7 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
     from ..denoiser import Denoiser
     from ..run import load, load_probe, newest_probe
 
-    if settings.probe or (Path(source) / "probe.safetensors").is_file():
-        model: Any = load_probe(settings.probe or source, device)
-    else:
-        model = load(source, settings.at, device)
+    model: Any = load_probe(settings.probe, device) if settings.probe else load(source, settings.at, device)
     if isinstance(model, Denoiser):
         prepare(model, settings.precision, device)
         if settings.anomaly:
@@ -107,11 +104,11 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
         if settings.method == "zero_shot":
             return zero_shot(model, settings)
         probe = newest_probe(source)
-        if probe is None and not settings.embed:
-            hint = f"fit one: twofold probe {source}" + (", or use method=zero_shot" if model.classes else "")
-            raise UserError(source, "is a denoiser without a probe, so it has no classes to tell apart", hint)
         if settings.embed:
             return embedding(model, load_probe(probe, device) if probe else None, settings)
+        if probe is None:
+            hint = f"fit one: twofold probe {source}" + (", or use method=zero_shot" if model.classes else "")
+            raise UserError(source, "is a denoiser without a probe, so it has no classes to tell apart", hint)
         model = load_probe(probe, device)
     for wrong, name in ((settings.anomaly, "anomaly=true"), (settings.embed, "embed=true")):
         if wrong:
@@ -142,9 +139,7 @@ def zero_shot(model: Denoiser, settings: PredictSettings) -> Answerer:
     classifier = ZeroShotClassifier(model, micro_batch=settings.micro_batch)
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
-        device = next(model.parameters()).device
-        logits = classifier.logits(model.codec.encode(images.to(device)), 0.0)
-        return probability_columns(logits.double().softmax(1).cpu(), list(classifier.classes))
+        return probability_columns(classifier.probabilities(images), list(classifier.classes))
 
     return Answerer("classifying zero-shot", image_shape(model), answer, list(classifier.classes))
 

@@ -35,20 +35,13 @@ def run(args: argparse.Namespace) -> int:
     say("loading the model ...", args.quiet)
     from accelerate.utils import broadcast_object_list
 
-    from ..denoiser import NetworkDenoiser
-    from ..generate.produce import plan_of, produce, requested
+    from ..generate.produce import produce
     from ..hashing import weights_hash
     from ..learn.fastest import DTYPES
     from ..learn.training import make_accelerator
-    from ..run import load
 
     accelerator = make_accelerator(args.device)
-    model = load(args.source, settings.at, accelerator.device)
-    if not isinstance(model, NetworkDenoiser):
-        raise UserError(args.source, "holds a classifier, which generates nothing", "give a denoiser's run")
-    guide: Any = load(settings.guide, device=accelerator.device) if settings.guide else None
-    plan_of(model, settings, guide)  # what cannot be is told before anything is measured
-    requested(settings, model, guide)
+    model, guide = models(args.source, settings, accelerator.device)
     weights = [weights_hash(part) for part in (model, guide) if part is not None]
     out = Path(args.out) if args.out else default_folder(Path(args.source), settings, *weights)
     # one process decides for all: each of them might measure something else
@@ -58,20 +51,29 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     with Progress("sampling", args.quiet) as progress:
         progress(0, settings.n)  # shown at once: the first batch may take a while
-        produce(
-            model,
-            out,
-            settings,
-            weights[0],
-            accelerator.process_index,
-            accelerator.num_processes,
-            progress,
-            guide=guide,
-        )
+        share = accelerator.process_index, accelerator.num_processes
+        produce(model, out, settings, weights[0], *share, progress, guide=guide)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
     return 0
+
+
+def models(source: str, settings: SampleSettings, device: torch.device) -> tuple[NetworkDenoiser, Any]:
+    """The denoiser and its guide (None without one), after everything that can be wrong with asking them has been
+    checked.
+    """
+    from ..denoiser import NetworkDenoiser
+    from ..generate.produce import plan_of, requested
+    from ..run import load
+
+    model = load(source, settings.at, device)
+    if not isinstance(model, NetworkDenoiser):
+        raise UserError(source, "holds a classifier, which generates nothing", "give a denoiser's run")
+    guide: Any = load(settings.guide, device=device) if settings.guide else None
+    plan_of(model, settings, guide)
+    requested(settings, model, guide)
+    return model, guide
 
 
 def default_folder(source: Path, settings: SampleSettings, *weights: str) -> Path:

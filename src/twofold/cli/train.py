@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     settings, name = resolved(args.preset, args.assignments)
     out = Path(args.out or f"runs/{name}-{settings_hash(settings)}")
     if args.dry_run:
-        return dry_run(settings, args.device)
+        return dry_run(settings, args.device, out)
     first = is_first()
     result = train_run(settings, out, args.device, args.quiet or not first, command_line())
     if first:
@@ -129,24 +129,24 @@ def tensorboard_writer() -> Any:
     return SummaryWriter
 
 
-def dry_run(settings: TrainSettings, device: str | None) -> int:
+def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     """Prints what would be trained, how large it is and how long it would take."""
     say("estimating ...")
     import torch
 
     from ..data import open_store
     from ..learn.estimate import estimate, measure_flops_per_second
+    from ..learn.training import complete
+    from ..run import Run
 
     data = settings.data
-    if data.size and data.channels and settings.network.classes is not None:
+    if data.size and data.channels and settings.network.classes is not None and settings.init_from is None:
         shape: tuple[int, int, int] = (data.channels, *data.size)
         classes = [""] * (settings.network.classes or 0)
     else:
         store = open_store(data)
         shape, classes = store.shape, store.classes
-        if settings.network.classes is None:
-            network = settings.network.model_copy(update={"classes": len(classes)})
-            settings = settings.model_copy(update={"network": network})
+        settings = complete(settings, store, Run(out))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = estimate(settings, shape, classes, flops_per_second=measure_flops_per_second(chosen))
     print(to_yaml(settings))

@@ -109,10 +109,7 @@ def produce(
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
-    if guide is not None and not guide_hash:
-        if not isinstance(guide, nn.Module):
-            raise ValueError("name this guide: guide_hash=")
-        guide_hash = weights_hash(guide)
+    guide_hash = guide_hash or _hash_of(guide)
     job = _Job(denoiser, Path(out), settings, checkpoint_hash, seeds, labels, guide, guide_hash)
     if not job.begin():
         made = job.make(range(rank, job.chunks, world), progress)
@@ -300,6 +297,12 @@ class _Job:
             if len(found) >= count:
                 break
         return np.stack(found[:count])
+
+
+def _hash_of(guide: Classifier | None) -> str:
+    if guide is not None and not isinstance(guide, nn.Module):
+        raise ValueError("this guide has no weights to name it by: give guide_hash=")
+    return "" if guide is None else weights_hash(guide)
 
 
 def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | None = None) -> Plan:

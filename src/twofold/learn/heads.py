@@ -1,4 +1,4 @@
-"""The heads of `twofold probe` by their settings: how each is fitted, kept in a file and taken out again."""
+"""How the heads of `twofold probe` are fitted, by their settings."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError, nearest
-from ..recognize.choose import Fit, Head, Heads
-from ..recognize.heads import LinearHead
-from ..recognize.knn import KNN
+from ..recognize.choose import Fit, Head, Heads, Place
 from ..recognize.linear import fit_logistic, fit_ridge
+from ..recognize.saved_heads import OnMaps, Votes, tokens
 from ..settings.probe import Attentive, HeadSettings, KNearest, Logistic, Recipe, Ridge
-from .probing import AttentiveHead, train_attentive, train_linear
-
-LEAST = 1e-6  # share of votes of a class that nobody votes for
+from .probing import train_attentive, train_linear
 
 
-def fitter(settings: HeadSettings, classes: int, seed: int) -> Fit:
-    """How heads of these settings are fitted: features (P, V, N, D) and labels (N,) -> `Heads`."""
+def fitter(settings: HeadSettings, classes: int, seed: int, channels: Mapping[str, int] | None = None) -> Fit:
+    """How heads of these settings are fitted, as `recognize.choose.search` asks for it.
 
-    def fit(x: Tensor, y: Tensor) -> Heads:
+    channels: {layer: D of its map}, for heads that look at positions.
+    """
+
+    def fit(x: Tensor, y: Tensor, sets: Sequence[tuple[Place, ...]]) -> Heads:
         match settings:
             case Logistic(l2=l2, standardise=standardise):
                 return fit_logistic(x.flatten(1, 2), y.repeat(x.shape[1]), classes, l2, standardise=standardise)
             case Ridge(l2=l2, standardise=standardise):
                 return fit_ridge(x.flatten(1, 2), y.repeat(x.shape[1]), classes, l2, standardise=standardise)
-            case Recipe():
-                how = {"epochs": settings.epochs, "batch_size": settings.batch_size, "lr": settings.lr}
-                return train_linear(x, y, classes, **how, norm=settings.norm, seed=seed)
+            case Recipe(epochs=epochs, batch_size=batch_size, lr=lr, norm=norm):
+                return train_linear(x, y, classes, epochs, batch_size, lr, norm, seed)
             case KNearest(k=k, temperature=temperature):
-                return Several([Votes(KNN(one.mean(0), y, classes, k, temperature)) for one in x])
+                return Several([Votes.of(one.mean(0), y, classes, k, temperature) for one in x])
             case Attentive():
-                return Several([_attentive(one, y, classes, settings, seed) for one in x])
+                widths = [(channels or {})[places[0][0]] for places in sets]
+                return Several(
+                    [_attentive(one, y, classes, settings, seed, d) for one, d in zip(x, widths, strict=True)]
+                )
 
     return fit
 
@@ -51,3 +52,9 @@ class Several:
 
     def head(self, p: int, s: int) -> Head:
         return self.heads[p]
+
+
+def _attentive(x: Tensor, y: Tensor, classes: int, settings: Attentive, seed: int, channels: int) -> OnMaps:
+    s, maps = settings, tokens(x, channels)
+    made = train_attentive(maps, y, classes, s.heads, s.epochs, s.batch_size, s.lr, s.weight_decay, seed)
+    return OnMaps(made, channels)

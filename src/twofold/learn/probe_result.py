@@ -49,7 +49,7 @@ def result(
     if raw is not None:
         results["raw pixels"] = raw
     settings = probing.settings
-    found = {
+    found: dict[str, Any] = {
         "images": {name: len(part.rows) for name, part in probing.parts.items()},
         "classes": list(probing.store.classes),
         "cells": [cell_row(cell) for cell in cells],

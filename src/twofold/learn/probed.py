@@ -40,7 +40,7 @@ from ..recognize.probe import ProbeFacts, save_probe
 from ..recognize.reader import Reader
 from ..recognize.views import Views
 from ..settings.probe import Logistic, ProbeSettings
-from .heads import fitter, tensors_of
+from .heads import fitter
 
 FEW_L2 = 0.5  # over the number of labelled images: scikit-learn's C = 2; tenfold more or less hardly matters
 
@@ -85,7 +85,8 @@ class Probing:
         }
         self._check_labels()
         self.layers = tuple(denoiser.layers) if settings.layers == "all" else settings.layers
-        self.fit = fitter(settings.head, len(store.classes), settings.seed)
+        channels = {name: layer.channels for name, layer in denoiser.layers.items()}
+        self.fit = fitter(settings.head, len(store.classes), settings.seed, channels)
         self.banks: dict[str, Bank] = {}
 
     def _part(self, split: str, most: int | None) -> Part:
@@ -194,7 +195,9 @@ class Probing:
         if any(value is None for value in pixels.values()):
             return None
         x = {split: value[None] for split, value in pixels.items() if value is not None}
-        heads = self.fit(x["train"][:, None], self.parts["train"].labels)
+        head = Logistic() if self.settings.head.kind == "attentive" else self.settings.head  # pixels have no channels
+        fit = fitter(head, len(self.store.classes), self.settings.seed)
+        heads = fit(x["train"][:, None], self.parts["train"].labels, ())
         right = {
             split: (heads.logits(x[split])[0].argmax(-1) == self.parts[split].labels).double().mean(1)
             for split in ("validation", "test")
@@ -226,9 +229,9 @@ class Probing:
         layers = list(dict.fromkeys(layer for layer, _ in places))
         return joined(self.bank("test", layers, list(dict.fromkeys(sigma for _, sigma in places))), places).mean(0)
 
-    def _fit_few(self, x: Tensor, y: Tensor) -> Any:
+    def _fit_few(self, x: Tensor, y: Tensor, sets: object) -> Any:
         head = Logistic(l2=(FEW_L2 / len(y),), standardise=False)
-        return fitter(head, len(self.store.classes), self.settings.seed)(x, y)
+        return fitter(head, len(self.store.classes), self.settings.seed)(x, y, ())
 
     def reader(self, cell: Cell) -> Reader:
         """Reads new images as the cell's features were read."""
@@ -251,7 +254,7 @@ class Probing:
             model_hash=model_hash(self.denoiser),
             temperature=self.calibrated(cell),
         )
-        save_probe(path, facts, tensors_of(cell.head))
+        save_probe(path, facts, cell.head.tensors())
 
 
 def few_row(few: Few, raw: Few | None) -> dict[str, Any]:

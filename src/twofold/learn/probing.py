@@ -4,17 +4,14 @@ Features are read, never computed, and one view of them (an augmented copy, a no
 probes of a grid share nothing but the order of images, so one weight (P, K, D) and one elementwise optimiser train them
 exactly as P separate runs would.
 
-    linear      logits = W x + b                                        (Xiang et al. 2023, section 4: Adam, cosine)
-    attentive   a_h = softmax_t(q_h . u_t),  logits = W [sum_t a_ht u_t]_h + b        u_t: standardised tokens
-
-The attention is a cross-attention of learned queries (Chen et al. 2024, "Context autoencoder") with what is redundant
-left out: q_h stands for query times key projection, and the value projections are part of W.
+    linear      logits = W x + b            (Xiang et al. 2023: Adam, cosine)
+    attentive   as `recognize.attentive` says
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -24,12 +21,12 @@ from torch import Tensor, nn
 
 from ..data.order import ImageOrder
 from ..errors import UserError, nearest
-from ..recognize.heads import Features, Heads, labelled
+from ..recognize.attentive import TOKENS, AttentiveHead, rows_of
+from ..recognize.heads import Features, Heads, device_of, labelled
 
 Views = Features | Callable[[int], Features]  # all views in one array, or a function of the view's index
 
 EPS, MOMENTUM = 1e-6, 0.1  # of BatchNorm
-TOKENS = 2**24  # numbers of the maps that are looked at together
 
 
 def train_linear(
@@ -42,20 +39,23 @@ def train_linear(
     norm: Literal["none", "batch"] = "none",
     seed: int = 0,
     views: int = 1,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Heads:
     """Linear probes for P problems: Adam without decay, the learning rate falling to 0 by a cosine, epoch by epoch.
 
     x (P, V, N, D), an array that may be memory-mapped, or a function view(v) -> (P, N, D) of `views` views; epoch e
     sees view e mod V. y (N,): classes from 0, -1 = unlabelled and left out. norm "batch": a BatchNorm without weights
     before the layer (its last batch is left out if it is a single image). seed: the start, PyTorch's own of a linear
-    layer and the same for all problems, and the order of images. Returns `Heads` of one strength, on the CPU.
+    layer and the same for all problems, and the order of images. device: the features' own, if
+    not told. Returns `Heads` of one strength, on the CPU.
     Raises `UserError` for sizes that disagree, labels of one class, and features or a learning rate that end in NaN.
     """
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}", "no such normalisation", nearest(norm, ("none", "batch")))
     view = _views(x, 1, views)
-    problems, images, dims = view(0).shape
+    first = view(0)
+    problems, images, dims = first.shape
+    device = device_of(first) if device is None else device
     rows, labels = _labels(y, images, classes)
     weight, bias = _linear_start(dims, classes, seed)
     weight = weight.repeat(problems, 1, 1).to(device).requires_grad_()  # (P, K, D)
@@ -66,7 +66,7 @@ def train_linear(
     for features, at in _epochs(optimizer, view, len(rows), epochs, batch_size, seed):
         if norm == "batch" and len(at) == 1:
             continue
-        batch = _rows(features, rows[at], 1, device)  # (P, B, D)
+        batch = rows_of(features, rows[at], 1, device)  # (P, B, D)
         if norm == "batch":
             batch = _normalised(batch, mean, variance)
         logits = torch.baddbmm(bias, weight, batch.mT)
@@ -80,43 +80,6 @@ def train_linear(
     return Heads(weight.mT[:, None].contiguous(), bias[:, None, :, 0], mean.cpu(), scale.cpu())
 
 
-class AttentiveHead(nn.Module):
-    """Learned queries that pool the tokens of a map, and a linear layer: (N, T, D) -> (N, K).
-
-    mean, scale (D,): what the tokens are standardised with. queries: how many ways to look.
-    """
-
-    def __init__(self, mean: Tensor, scale: Tensor, classes: int, queries: int = 1) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-        self.query = nn.Parameter(0.02 * torch.randn(queries, len(mean)))
-        self.linear = nn.Linear(queries * len(mean), classes)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        tokens = (maps - self.mean) / self.scale
-        weights = torch.softmax(tokens @ self.query.T, dim=1)  # (N, T, queries)
-        return self.linear((weights.mT @ tokens).flatten(1))
-
-    @torch.no_grad()
-    def logits(self, maps: Features) -> Tensor:
-        """(N, T, D) -> (N, K), without gradients and in bounded memory. Raises `UserError` for another D."""
-        if maps.ndim != 3 or maps.shape[2] != len(self.mean):  # type: ignore[arg-type]
-            raise UserError("maps", f"of shape {tuple(maps.shape)}", f"expected (N, T, {self.query.shape[1]})")
-        rows, step = torch.arange(len(maps)), max(1, TOKENS // (maps.shape[1] * maps.shape[2]))
-        return torch.cat([self(_rows(maps, part, 0, self.query.device)) for part in rows.split(step)])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything, by name: what `from_tensors` takes and a safetensors file holds."""
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> AttentiveHead:
-        head = cls(tensors["mean"], tensors["scale"], len(tensors["linear.bias"]), len(tensors["query"]))
-        head.load_state_dict(dict(tensors))
-        return head.requires_grad_(False)
-
-
 def train_attentive(
     maps: Views,
     y: Features,
@@ -128,7 +91,7 @@ def train_attentive(
     weight_decay: float = 0.0,
     seed: int = 0,
     views: int = 1,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> AttentiveHead:
     """An attentive probe of one layer: AdamW, the learning rate falling to 0 by a cosine, epoch by epoch.
 
@@ -139,14 +102,16 @@ def train_attentive(
     if heads < 1:
         raise UserError(f"heads={heads}", "nothing looks at the maps", "1 or more")
     view = _views(maps, 0, views)
-    rows, labels = _labels(y, len(view(0)), classes)
-    mean, scale = _token_statistics(view(0), rows)
+    first = view(0)
+    rows, labels = _labels(y, len(first), classes)
+    device = device_of(first) if device is None else device
+    mean, scale = _token_statistics(first, rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = AttentiveHead(mean, scale, classes, heads).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     for features, at in _epochs(optimizer, view, len(rows), epochs, batch_size, seed):
-        loss = F.cross_entropy(head(_rows(features, rows[at], 0, device)), labels[at].to(device))
+        loss = F.cross_entropy(head(rows_of(features, rows[at], 0, device)), labels[at].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -199,13 +164,6 @@ def _epochs(
             yield features, at
 
 
-def _rows(x: Features, rows: Tensor, axis: int, device: torch.device | str) -> Tensor:
-    """Some rows along an axis, float32, on the device. Of a memory map nothing else is read."""
-    if isinstance(x, Tensor):
-        return x.detach().index_select(axis, rows.to(x.device)).to(device, torch.float32)
-    return torch.from_numpy(np.take(x, rows.numpy(), axis)).to(device, torch.float32)
-
-
 def _linear_start(dims: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of a new linear layer of PyTorch's."""
     with torch.random.fork_rng(devices=[]):
@@ -225,9 +183,9 @@ def _normalised(batch: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def _token_statistics(maps: Features, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) over images and positions; 1 where a channel is constant."""
     total = square = torch.zeros(maps.shape[2], dtype=torch.float64)
-    origin = _rows(maps, rows[:1], 0, "cpu")[0].double().mean(0)  # near the mean, so that the squares do not cancel
+    origin = rows_of(maps, rows[:1], 0, "cpu")[0].double().mean(0)  # near the mean, so that the squares do not cancel
     for part in rows.split(max(1, TOKENS // (maps.shape[1] * maps.shape[2]))):
-        tokens = _rows(maps, part, 0, "cpu").double().flatten(0, 1) - origin
+        tokens = rows_of(maps, part, 0, "cpu").double().flatten(0, 1) - origin
         total, square = total + tokens.sum(0), square + tokens.square().sum(0)
     n = len(rows) * maps.shape[1]
     scale = (square / n - (total / n).square()).clamp_min(0).sqrt()

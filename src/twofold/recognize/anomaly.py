@@ -33,7 +33,8 @@ SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 KINDS = ("mean", "peak")
 PEAK = 0.01  # share of the pixels that "peak" looks at: the highest
 FLOOR = 0.1  # of the mean spread: pixels that never change in good parts would divide by nothing
-IMAGES = 64  # measured at a time
+IMAGES = 64  # measured at a time,
+ELEMENTS = 2**24  # with no more errors than these in memory
 STATISTICS = ("pixel_mean", "pixel_std", "image_mean", "image_std")
 
 
@@ -169,8 +170,10 @@ class AnomalyDetector:
         trials = len(self.sigmas) * self.draws
         if not len(images):
             raise UserError("images", "none", "give at least one")
-        for start in range(0, len(images), IMAGES):
-            part = images[start : start + IMAGES]
+        size = trials * math.prod(self._errors.denoiser.shape[1:])
+        most = max(1, min(IMAGES, ELEMENTS // size))
+        for start in range(0, len(images), most):
+            part = images[start : start + most]
             count = len(part)
             rows = Rows(
                 np.repeat(np.arange(count), trials), np.tile(np.arange(trials), count), np.full(count * trials, -1)

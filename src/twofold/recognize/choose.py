@@ -28,11 +28,16 @@ class Head(Protocol):
 
     def logits(self, x: Tensor) -> Tensor: ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it; see `saved_heads.restore`."""
+        ...
+
 
 class Heads(Protocol):
     """Heads of P problems at S strengths. `l2`: the S strengths, empty where there is nothing to choose (S = 1)."""
 
-    l2: Sequence[float]
+    @property
+    def l2(self) -> Sequence[float]: ...
 
     def logits(self, x: Tensor) -> Tensor:
         """(P, M, D) -> (P, S, M, K)."""
@@ -41,7 +46,8 @@ class Heads(Protocol):
     def head(self, p: int, s: int) -> Head: ...
 
 
-Fit = Callable[[Tensor, Tensor], Heads]  # features (P, V, N, D), labels (N,) -> heads
+Fit = Callable[[Tensor, Tensor, Sequence[tuple[Place, ...]]], Heads]
+# features (P, V, N, D), labels (N,), and what the P problems read -> heads
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def search(
     cells: dict[int, Cell] = {}
     for group in _groups(train, sets):
         x = torch.stack([joined(train, sets[i]) for i in group])
-        heads = fit(x, labels[0])
+        heads = fit(x, labels[0], [sets[i] for i in group])
         del x
         y = torch.stack([joined(validation, sets[i]) for i in group])
         for i, cell in zip(group, _chosen(heads, y, labels[1], [sets[i] for i in group]), strict=True):
@@ -151,4 +157,10 @@ def _chosen(heads: Heads, x: Tensor, labels: Tensor, sets: Sequence[tuple[Place,
     accuracy, nll = torch.stack(right).mean(0), torch.stack(loss).mean(0)  # (P, S)
     for p, places in enumerate(sets):
         s = max(range(accuracy.shape[1]), key=lambda s: (float(accuracy[p, s]), -float(nll[p, s])))
-        yield Cell(places, heads.l2[s] if len(heads.l2) else math.nan, float(accuracy[p, s]), float(nll[p, s]), heads.head(p, s))
+        yield Cell(
+            places,
+            heads.l2[s] if len(heads.l2) else math.nan,
+            float(accuracy[p, s]),
+            float(nll[p, s]),
+            heads.head(p, s),
+        )

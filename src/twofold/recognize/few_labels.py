@@ -73,7 +73,7 @@ def curve(
 
     read: (part, places) -> features (n, D) of "train", "validation" or "test"; the test part is read only for places
     that were chosen. labels: {part: (n,)}. candidates: sets of places to choose from. subsets: see `label_subsets`.
-    fit: features (draws, 1, n, D) with labels (n,) -> heads of strength 0 only.
+    fit: as for `choose.search`, with one strength; a problem is a choice of labelled images.
     """
     scores: dict[int, list[float]] = {k: [] for k in subsets}
     for places in candidates:
@@ -102,7 +102,7 @@ def baseline(
 def _accuracies(fit: Fit, x: Tensor, y: Tensor, rows: np.ndarray, unseen: Tensor, truth: Tensor) -> list[float]:
     """Test accuracy of every choice of labelled images: one batched fit, for they have the same labels in order."""
     chosen = torch.from_numpy(rows)
-    heads = fit(x[chosen][:, None], y[chosen[0]])
+    heads = fit(x[chosen][:, None], y[chosen[0]], ())
     logits = heads.logits(unseen.expand(len(chosen), -1, -1))[:, 0]
     known = truth >= 0
     return (logits.argmax(-1) == truth)[:, known].double().mean(1).tolist()

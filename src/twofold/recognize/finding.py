@@ -27,7 +27,7 @@ def answers(
 ) -> list[Answer]:
     """What a grid of accuracies says.
 
-    cells: {places: [[layer, sigma]], validation: accuracy}, single places. layers: all layers of the model, in order of execution.
+    cells: {places: [[layer, sigma]], validation: accuracy}, single places. layers: all of the model, in order.
     over_training: {n_images, accuracy, frechet} of several snapshots.
     """
     table = {tuple(cell["places"][0]): cell["validation"] for cell in cells}

@@ -66,15 +66,9 @@ def accuracy_against_noise(
     that do not fit.
     """
     levels = levels_of(classifier, sigmas)
-    labels = torch.as_tensor(labels).cpu()
     if draws < 1:
         raise UserError(f"noise_draws={draws}", "no draw of noise", "at least 1")
-    if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-        what = f"{images.dtype} of shape {tuple(images.shape)} with labels {tuple(labels.shape)}"
-        raise UserError("images", what, "expected uint8 (N, C, H, W) and one label each")
-    images, labels = images[labels != -1], labels[labels != -1]
-    if not len(images):
-        raise UserError("labels", "no image is labelled", "-1 means unlabelled")
+    images, labels = _labelled(images, torch.as_tensor(labels).cpu())
     rows = []
     with evaluating(classifier), torch.inference_mode():
         for number, sigma in enumerate(levels):
@@ -89,6 +83,17 @@ def accuracy_against_noise(
             if progress:
                 progress(number + 1, len(levels))
     return rows
+
+
+def _labelled(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The images that have a label, and their labels."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        what = f"{images.dtype} of shape {tuple(images.shape)} with labels {tuple(labels.shape)}"
+        raise UserError("images", what, "expected uint8 (N, C, H, W) and one label each")
+    known = labels != -1
+    if not bool(known.any()):
+        raise UserError("labels", "no image is labelled", "-1 means unlabelled")
+    return images[known], labels[known]
 
 
 def _logits(

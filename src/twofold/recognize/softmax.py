@@ -11,7 +11,7 @@ place, so nothing is computed twice. The caller gives coordinates in which z z^T
 1 / (curvature / K + penalty) is the exact inverse Hessian at W = 0 and a good first guess everywhere.
 
     L-BFGS       Nocedal and Wright 2006, algorithm 7.4 (two-loop recursion)
-    line search  approximate Wolfe conditions of Hager and Zhang 2005, eq. 4: slopes only, no function values, which
+    line search  approximate Wolfe conditions of Hager and Zhang 2005: slopes only, no function values, which
                  float32 cannot tell apart near the minimum. Logits are linear along a line, so a trial costs a softmax.
 """
 

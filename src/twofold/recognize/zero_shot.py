@@ -27,6 +27,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import UserError, nearest
 from ..generate.produce import class_names
+from ..generate.sample import place
 from ..noise import as_sigma
 from .denoising_error import DenoisingError, ImageNoise, Rows
 
@@ -35,7 +36,7 @@ LEVELS = ("log", "training")
 ROUNDS = ((25, 5), (250, 1))
 # Where classes differ. On digits 8 trials over it give 98 %, over EDM's whole range 95 %; with 32 they are alike.
 INFORMATIVE = (0.02, 20.0)
-ROWS = 2**20  # of a block of images, in memory at a time
+ROWS, ELEMENTS = 2**20, 2**24  # of a block of images: its rows of work, and the size of its x0
 GOLDEN = (math.sqrt(5) - 1) / 2
 MARGIN = 1e-9  # by which a dropped class ranks below the others
 
@@ -84,7 +85,7 @@ class ZeroShotClassifier:
         A class that was dropped keeps the score it had, lowered where need be to rank below all that were kept.
         Raises `UserError` for images that are not the model's.
         """
-        return self._scores(self._errors.encode(images), images, progress)
+        return self._scores(images, lambda part: self._errors.encode(images[part]), progress)
 
     def probabilities(self, images: Tensor, progress: Progress | None = None) -> Tensor:
         """The posterior of the classes, (N, K) float64 on the CPU, for uint8 images: the softmax of `logits`."""
@@ -97,16 +98,23 @@ class ZeroShotClassifier:
         """
         if float(as_sigma(sigma).max()) > 0:
             raise UserError("sigma", "this classifier makes its own noise", "give it clean images, with sigma = 0")
-        with torch.inference_mode():
-            images = torch.cat([self.codec.decode(part).cpu() for part in x0.split(self._errors.micro_batch)])
-        return (self._scores(x0, images) * self._nats).to(device=x0.device, dtype=torch.float32)
+        if tuple(x0.shape[1:]) != tuple(self.shape):
+            raise UserError("x0", f"of shape {tuple(x0.shape)}", f"the model knows {tuple(self.shape)}")
+        device, dtype = place(self.denoiser)
+        with torch.inference_mode():  # the pixels only choose the noise
+            parts = x0.split(self._errors.micro_batch)
+            images = torch.cat([self.codec.decode(part.to(device, dtype)).cpu() for part in parts])
+        found = self._scores(images, lambda part: x0[part].to(device, dtype))
+        return (found * self._nats).to(device=x0.device, dtype=torch.float32)
 
-    def _scores(self, x0: Tensor, images: Tensor, progress: Progress | None = None) -> Tensor:
-        most = max(1, ROWS // (len(self.classes) * self.rounds[0][0]))
+    def _scores(self, images: Tensor, x0_of: Callable[[slice], Tensor], progress: Progress | None = None) -> Tensor:
+        if not len(images):
+            raise UserError("images", "none", "give at least one")
+        most = max(1, min(ROWS // (len(self.classes) * self.rounds[0][0]), ELEMENTS // math.prod(self.shape)))
         done: list[Tensor] = []
         for start in range(0, len(images), most):
             part = slice(start, start + most)
-            done.append(torch.from_numpy(self._block(x0[part], images[part])))
+            done.append(torch.from_numpy(self._block(x0_of(part), images[part])))
             if progress:
                 progress(min(part.stop, len(images)), len(images))
         return torch.cat(done)

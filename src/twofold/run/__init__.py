@@ -1,8 +1,19 @@
 """A run folder and what it holds: settings become objects; save, load, resume."""
 
 from .folder import Run
-from .load import load
+from .load import load, load_probe, newest_probe
 from .states import State, newest_state, save_state
 from .weights import build, load_model, save_model
 
-__all__ = ["Run", "State", "build", "load", "load_model", "newest_state", "save_model", "save_state"]
+__all__ = [
+    "Run",
+    "State",
+    "build",
+    "load",
+    "load_model",
+    "load_probe",
+    "newest_probe",
+    "newest_state",
+    "save_model",
+    "save_state",
+]

@@ -1,4 +1,4 @@
-"""`twofold.load`: a trained model from wherever it is."""
+"""`twofold.load`: a trained model from wherever it is; and the probes that were fitted on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from pathlib import Path
 
 import torch
 
-from ..denoiser import NetworkDenoiser
+from ..denoiser import Denoiser
 from ..errors import UserError, nearest
+from ..hashing import model_hash
 from ..recognize.classifier import NetworkClassifier
+from ..recognize.probe import ProbeClassifier, read_probe
+from ..recognize.saved_heads import restore
 from .folder import Run
 from .weights import load_model
 
-MODEL_FILES = ("settings.yaml", "model_index.json", "config.json", "model.safetensors")  # a folder with one is a model
+PROBE = "probe.safetensors"
+MODEL_FILES = (
+    "settings.yaml",
+    "model_index.json",
+    "config.json",
+    "model.safetensors",
+    PROBE,
+)  # a folder with one is a model
 
 
 def is_model(source: str | Path) -> bool:
@@ -23,16 +33,18 @@ def is_model(source: str | Path) -> bool:
 
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
-) -> NetworkDenoiser | NetworkClassifier:
+) -> Denoiser | NetworkClassifier | ProbeClassifier:
     """The denoiser or classifier in a run folder, a safetensors file, a diffusers folder or a hub repository.
 
-    source: `runs/a`, `model.safetensors`, a folder in diffusers layout, or `org/name`.
+    source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, or `org/name`.
     at: snapshot of a run: `last`, `best-<metric>` or an image count. device: where it goes.
     Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
     """
     path = Path(source)
     if path.is_file():
         return load_model(path, device)
+    if (path / PROBE).is_file():
+        return load_probe(path, device)
     if (path / "settings.yaml").is_file():
         return load_model(Run.open(path).snapshot_file(at), device)
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
@@ -49,7 +61,7 @@ def load(
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
 
 
-def _diffusers(folder: Path) -> NetworkDenoiser:
+def _diffusers(folder: Path) -> Denoiser:
     """The denoiser in a folder in diffusers' layout; raises `UserError` naming the class found if none reads it."""
     from ..adapters.diffusers_folder import read_folder
 
@@ -66,3 +78,26 @@ def _download(name: str) -> Path:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         hint = "check the name and the connection, or give a local folder"
         raise UserError(name, f"no such folder here, and the hub did not give it ({reason})", hint) from None
+
+
+def newest_probe(run: str | Path) -> Path | None:
+    """The folder of the probe that was finished last in a run, None where there is none."""
+    found = sorted(Path(run).glob(f"probes/*/{PROBE}"), key=lambda file: (file.stat().st_mtime_ns, str(file)))
+    return found[-1].parent if found else None
+
+
+def load_probe(source: str | Path, device: torch.device | str = "cpu") -> ProbeClassifier:
+    """The classifier in a probe's folder (or its file), with the denoiser it was fitted on.
+
+    Raises `UserError` where the denoiser is not there any more, or is another one now.
+    """
+    file = Path(source) / PROBE if Path(source).is_dir() else Path(source)
+    if not file.is_file():
+        raise UserError(str(source), "holds no probe", "fit one: twofold probe RUN")
+    facts, tensors = read_probe(file)
+    beside = file.parent / facts.model
+    denoiser = load(beside if beside.exists() else facts.model, facts.at, device)
+    if not isinstance(denoiser, Denoiser) or model_hash(denoiser) != facts.model_hash:
+        what = f"was fitted on another model than {facts.model} now holds"
+        raise UserError(str(file), what, "run `twofold probe` again")
+    return ProbeClassifier(denoiser, restore(facts.kind, tensors), facts)

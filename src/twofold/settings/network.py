@@ -96,7 +96,6 @@ class TrunkSettings(Settings):
     """A U-Net up to one of its layers, and a head: fine-tuning, or a classifier on frozen features."""
 
     kind: Literal["trunk"] = "trunk"
-    unet: UNetSettings | None = Field(None, description="the U-Net; null = that of init_from")
     layer: str | None = Field(
         None, description="the last layer that is kept (dec.5, or its alias out_6); null = the decoder's middle one"
     )
@@ -107,6 +106,7 @@ class TrunkSettings(Settings):
         None, gt=0, description="factor on the noise level's number in the mlp head; null = as for wideresnet"
     )
     classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+    unet: UNetSettings | None = Field(None, description="the U-Net; null = that of init_from")
 
 
 NetworkSettings = Annotated[

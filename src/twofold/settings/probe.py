@@ -54,10 +54,10 @@ class Attentive(Settings):
     """Attentive pooling: a learned query looks at all positions of one layer (needs pool=map)."""
 
     kind: Literal["attentive"] = "attentive"
-    heads: int = Field(1, ge=1, description="attention heads")
-    epochs: int = Field(15, ge=1, description="passes over the images")
+    heads: int = Field(1, ge=1, description="learned queries")
+    epochs: int = Field(60, ge=1, description="passes over the images")
     batch_size: int = Field(512, ge=1, description="images per step")
-    lr: float = Field(2e-3, gt=0, description="learning rate")
+    lr: float = Field(1e-2, gt=0, description="learning rate")
     weight_decay: float = Field(0.05, ge=0, description="weight decay (AdamW)")
 
 
