@@ -55,7 +55,7 @@ class Denoiser(nn.Module):
     shape: (C, H, W) of x0. sigma_range: the noise levels it was trained for. classes: labels 0..classes-1, 0 = none;
     class_names: what they are called, () where nobody said.
     layers: {name: Layer} in order of execution. aliases: {published name: name in layers}, which `features` takes too.
-    codec: images <-> x0. clip: x0 lives in [-1, 1].
+    codec: images <-> x0. clip: x0 lives in [-1, 1]. autocast: what its network computes in; None: x's own.
     """
 
     shape: tuple[int, int, int]
@@ -66,6 +66,7 @@ class Denoiser(nn.Module):
     aliases: Mapping[str, str] = {}
     codec: Codec
     clip: bool = True
+    autocast: torch.dtype | None = None
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32 or better: the expectation of x0 given x. Raises `UserError` off its range."""

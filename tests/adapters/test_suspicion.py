@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ def trained(denoiser: NetworkDenoiser, steps: int, batch: int) -> NetworkDenoise
         loss.backward()
         optimiser.step()
     return denoiser.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower with several, and many times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +165,8 @@ def rewritten(folder: Path, to: Path, tamper: Callable[[Weights], None]) -> Any:
 def test_right_files_pass(name: str, right: dict[str, NetworkDenoiser], x0: Tensor) -> None:
     before = weights_hash(right[name])
     assert suspicious(right[name], x0) == []
-    assert suspicious(right[name], x0, sigmas=[0.3, 1.0], seed=1) == []
-    refuse_suspicious("here", right[name], x0)
+    assert suspicious(right[name], x0, sigmas=[0.3, 1.0], seed=1, each=False) == []
+    refuse_suspicious("here", right[name], x0, each=False)
     assert weights_hash(right[name]) == before
 
 
@@ -167,11 +176,10 @@ def test_wrong_files_are_found(name: str, how: str, folders: dict[str, Path], tm
     tamper, named = TAMPERED[how]
     model = rewritten(folders[name], tmp_path / "wrong", tamper)
     before = weights_hash(model)
-    found = suspicious(model, x0, each=False)
-    assert len(found) == 1 and named in found[0] and found[0].startswith("all ")
-    assert weights_hash(model) == before
-    with pytest.raises(UserError, match="the denoising error is .* lower on 48 images; .*export the weights again"):
+    what = f"wrong: all . attention layers: with {named}.* the denoising error is .* lower on 48 images; export"
+    with pytest.raises(UserError, match=what):
         refuse_suspicious(str(tmp_path / "wrong"), model, x0, each=False)
+    assert weights_hash(model) == before
 
 
 @pytest.mark.parametrize(
@@ -226,18 +234,24 @@ def test_every_transposed_projection_is_found_where_it_matters(part: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "model",
-    [unet(seed=1), unet(EDMNoise(), 2), unet(FlowNoise(), 3), unet(VPNoise(predicts="v"), 4), dit(5), dit(6)],
-    ids=["vp", "edm", "flow", "v", "dit", "dit-6"],
+    ("model", "each"),
+    [
+        (unet(seed=1), True),
+        (unet(EDMNoise(), 2), False),
+        (unet(FlowNoise(), 3), False),
+        (unet(VPNoise(predicts="v"), 4), False),
+        (dit(5), True),
+    ],
+    ids=["vp", "edm", "flow", "v", "dit"],
 )
-def test_networks_without_training_pass(model: NetworkDenoiser, x0: Tensor) -> None:
-    assert suspicious(model, x0[:16]) == []
+def test_networks_without_training_pass(model: NetworkDenoiser, each: bool, x0: Tensor) -> None:
+    assert suspicious(model, x0[:16], each=each) == []
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_images_of_another_kind_do_not_blame_the_file(name: str, right: dict[str, NetworkDenoiser], x0: Tensor) -> None:
-    assert suspicious(right[name], -x0, each=False) == []
-    assert suspicious(right[name], 0.5 * x0.rot90(1, (2, 3)), each=False) == []
+    assert suspicious(right[name], -x0[:24], each=False) == []
+    assert suspicious(right[name], 0.5 * x0[:24].rot90(1, (2, 3)), each=False) == []
 
 
 def test_a_network_that_adds_noise_is_named(folders: dict[str, Path], tmp_path: Path, x0: Tensor) -> None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Store
-    from ..denoiser import NetworkDenoiser
+    from ..denoiser import Denoiser
     from ..recognize.classifier import NetworkClassifier
+    from ..recognize.probe import ProbeClassifier
     from ..settings.data import DataSettings
 
 OPTIONS = ("--out", "--device", "--quiet")
@@ -80,11 +81,10 @@ def evaluate(
 
     say("loading the model and the data ...", quiet)
     from ..data import open_store
-    from ..denoiser import NetworkDenoiser
+    from ..denoiser import Denoiser
     from ..files import atomic_json
     from ..hashing import weights_hash
     from ..learn.training import make_accelerator
-    from ..recognize.classifier import NetworkClassifier
     from ..run import Run, load
     from ..run.load import is_model
 
@@ -92,13 +92,13 @@ def evaluate(
     place = make_accelerator(device).device
     # what is no folder of images is a model, a hub name, or a clear error
     model = load(source, settings.at, place) if is_model(path) or not path.is_dir() else None
-    if settings.noise_levels and not isinstance(model, NetworkClassifier):
+    if settings.noise_levels and (model is None or isinstance(model, Denoiser)):
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     data = data_of(path, settings)
     with Progress("packing the data", quiet=True) as packing:
         packing.quiet = quiet
         store = open_store(data, packing)
-    if isinstance(model, NetworkClassifier):
+    if model is not None and not isinstance(model, Denoiser):
         given, found = None, judge(model, store, settings, quiet)
     else:
         yardstick = prepare(store, settings, place)
@@ -111,7 +111,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     atomic_json(out / f"{settings_hash(settings)}-{name[:8]}.json", found)
     page = None
-    if given is not None and isinstance(model, NetworkDenoiser) and (path / "settings.yaml").is_file():
+    if given is not None and isinstance(model, Denoiser) and (path / "settings.yaml").is_file():
         from ..report.build import report_run
 
         page = report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
@@ -140,7 +140,7 @@ def pixels_hash(given: Generated | None) -> str:
 
 
 def draw_samples(
-    model: NetworkDenoiser, yardstick: Yardstick, settings: EvaluateSettings, device: torch.device, quiet: bool
+    model: Denoiser, yardstick: Yardstick, settings: EvaluateSettings, device: torch.device, quiet: bool
 ) -> Generated:
     """The model's samples, after everything that can be wrong with comparing them has been checked."""
     from ..generate import sample
@@ -236,7 +236,9 @@ def compare(given: Generated, yardstick: Yardstick, settings: EvaluateSettings, 
     return found
 
 
-def judge(model: NetworkClassifier, store: Store, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
+def judge(
+    model: NetworkClassifier | ProbeClassifier, store: Store, settings: EvaluateSettings, quiet: bool
+) -> dict[str, Any]:
     """Accuracy and calibration of a classifier on the held-out part (or `split`, where one is named), and its accuracy
     against noise where it knows any.
     """

@@ -14,7 +14,7 @@ from .show import Progress, say
 if TYPE_CHECKING:
     import torch
 
-    from ..denoiser import NetworkDenoiser
+    from ..denoiser import Denoiser
 
 OPTIONS = ("--out", "--device", "--quiet")
 
@@ -59,16 +59,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def models(source: str, settings: SampleSettings, device: torch.device) -> tuple[NetworkDenoiser, Any]:
+def models(source: str, settings: SampleSettings, device: torch.device) -> tuple[Denoiser, Any]:
     """The denoiser and its guide (None without one), after everything that can be wrong with asking them has been
     checked.
     """
-    from ..denoiser import NetworkDenoiser
+    from ..denoiser import Denoiser
     from ..generate.produce import plan_of, requested
     from ..run import load
 
     model = load(source, settings.at, device)
-    if not isinstance(model, NetworkDenoiser):
+    if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier, which generates nothing", "give a denoiser's run")
     guide: Any = load(settings.guide, device=device) if settings.guide else None
     plan_of(model, settings, guide)
@@ -84,7 +84,7 @@ def default_folder(source: Path, settings: SampleSettings, *weights: str) -> Pat
     return parent / "samples" / "-".join([settings_hash(settings), *(name[:8] for name in weights)])
 
 
-def precision(model: NetworkDenoiser, wanted: str, device: torch.device, out: Path | None = None) -> str:
+def precision(model: Denoiser, wanted: str, device: torch.device, out: Path | None = None) -> str:
     """`fp32`, `bf16` or `fp16`: what is wanted. For `auto`, that of the images begun in `out`, which stay
     bit-identical only so, or else what this device computes the network fastest with.
     """

@@ -61,9 +61,9 @@ def fewest() -> int:
 
 def check_judge(model: Any, store: Store, where: str) -> None:
     """Raises `UserError` unless this is a classifier of images of the store's shape."""
-    from ..recognize.classifier import NetworkClassifier
+    from ..denoiser import Denoiser
 
-    if not isinstance(model, NetworkClassifier):
+    if isinstance(model, Denoiser):
         raise UserError(where, "holds a denoiser, not a classifier", "train one: twofold train digits-classifier")
     if tuple(model.shape) != tuple(store.shape):
         what = f"is for images of {by(model.shape)}, those of {store.name} are {by(store.shape)}"

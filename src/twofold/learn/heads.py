@@ -15,7 +15,16 @@ from ..settings.probe import Attentive, HeadSettings, KNearest, Logistic, Recipe
 from .probing import train_attentive, train_linear
 
 
-def fitter(settings: HeadSettings, classes: int, seed: int, channels: Mapping[str, int] | None = None) -> Fit:
+TOLERANCE = 1e-4  # largest gradient at which a logistic regression is done; accuracies no longer change below it
+
+
+def fitter(
+    settings: HeadSettings,
+    classes: int,
+    seed: int,
+    channels: Mapping[str, int] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Fit:
     """How heads of these settings are fitted, as `recognize.choose.search` asks for it.
 
     channels: {layer: D of its map}, for heads that look at positions.
@@ -24,7 +33,9 @@ def fitter(settings: HeadSettings, classes: int, seed: int, channels: Mapping[st
     def fit(x: Tensor, y: Tensor, sets: Sequence[tuple[Place, ...]]) -> Heads:
         match settings:
             case Logistic(l2=l2, standardise=standardise):
-                return fit_logistic(x.flatten(1, 2), y.repeat(x.shape[1]), classes, l2, standardise=standardise)
+                return fit_logistic(
+                    x.flatten(1, 2), y.repeat(x.shape[1]), classes, l2, standardise=standardise, tolerance=tolerance
+                )
             case Ridge(l2=l2, standardise=standardise):
                 return fit_ridge(x.flatten(1, 2), y.repeat(x.shape[1]), classes, l2, standardise=standardise)
             case Recipe(epochs=epochs, batch_size=batch_size, lr=lr, norm=norm):

@@ -42,6 +42,7 @@ from ..recognize.views import Views
 from ..settings.probe import Logistic, ProbeSettings
 from .heads import fitter
 
+FEW_TOLERANCE = 1e-3  # of the gradient, for heads on a few images
 FEW_L2 = 0.5  # over the number of labelled images: scikit-learn's C = 2; tenfold more or less hardly matters
 
 Say = Callable[[str, int, int], None]
@@ -231,7 +232,7 @@ class Probing:
 
     def _fit_few(self, x: Tensor, y: Tensor, sets: object) -> Any:
         head = Logistic(l2=(FEW_L2 / len(y),), standardise=False)
-        return fitter(head, len(self.store.classes), self.settings.seed)(x, y, ())
+        return fitter(head, len(self.store.classes), self.settings.seed, tolerance=FEW_TOLERANCE)(x, y, ())
 
     def reader(self, cell: Cell) -> Reader:
         """Reads new images as the cell's features were read."""

@@ -7,7 +7,7 @@ noise level are those with the best mean accuracy on the validation part; the te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .choose import Fit, Place
+from .choose import MOST_NUMBERS, Fit, Place
 
 
 @dataclass(frozen=True)
@@ -75,34 +75,51 @@ def curve(
     that were chosen. labels: {part: (n,)}. candidates: sets of places to choose from. subsets: see `label_subsets`.
     fit: as for `choose.search`, with one strength; a problem is a choice of labelled images.
     """
-    scores: dict[int, list[float]] = {k: [] for k in subsets}
-    for places in candidates:
-        train, held_out = scaled(read("train", places), read("validation", places))
+    scores = {k: [0.0] * len(candidates) for k in subsets}
+    for group in _groups(read, candidates, len(next(iter(subsets.values()))), len(labels["validation"])):
+        pairs = [scaled(read("train", candidates[i]), read("validation", candidates[i])) for i in group]
         for k, rows in subsets.items():
-            found = _accuracies(fit, train, labels["train"], rows, held_out, labels["validation"])
-            scores[k].append(float(np.mean(found)))
+            found = _accuracies(fit, pairs, labels["train"], rows, labels["validation"])
+            for i, values in zip(group, found, strict=True):
+                scores[k][i] = float(np.mean(values))
     results = []
     for k, rows in subsets.items():
         place = int(np.argmax(scores[k]))
-        train, unseen = scaled(read("train", candidates[place]), read("test", candidates[place]))
-        found = _accuracies(fit, train, labels["train"], rows, unseen, labels["test"])
-        results.append(Few(k, candidates[place], scores[k][place], tuple(found)))
+        pair = scaled(read("train", candidates[place]), read("test", candidates[place]))
+        found = _accuracies(fit, [pair], labels["train"], rows, labels["test"])
+        results.append(Few(k, candidates[place], scores[k][place], tuple(found[0])))
     return results
+
+
+def _groups(
+    read: Callable[[str, tuple[Place, ...]], Tensor], candidates: Sequence[tuple[Place, ...]], draws: int, images: int
+) -> Iterator[list[int]]:
+    """Candidates of equal width, so many that their features of the validation part fit in memory for every draw."""
+    widths: dict[int, list[int]] = {}
+    for i, places in enumerate(candidates):
+        widths.setdefault(read("validation", places).shape[1], []).append(i)
+    for width, members in widths.items():
+        most = max(1, MOST_NUMBERS // max(1, width * images * draws))
+        yield from (members[start : start + most] for start in range(0, len(members), most))
 
 
 def baseline(
     train: Tensor, test: Tensor, labels: Mapping[str, Tensor], subsets: Mapping[int, np.ndarray], fit: Fit
 ) -> list[Few]:
     """The same on other features, as raw pixels (n, D), with the same labelled images and heads; nothing to choose."""
-    x, unseen = scaled(train.float(), test.float())
-    found = {k: _accuracies(fit, x, labels["train"], rows, unseen, labels["test"]) for k, rows in subsets.items()}
+    pair = scaled(train.float(), test.float())
+    found = {k: _accuracies(fit, [pair], labels["train"], rows, labels["test"])[0] for k, rows in subsets.items()}
     return [Few(k, (), math.nan, tuple(values)) for k, values in found.items()]
 
 
-def _accuracies(fit: Fit, x: Tensor, y: Tensor, rows: np.ndarray, unseen: Tensor, truth: Tensor) -> list[float]:
-    """Test accuracy of every choice of labelled images: one batched fit, for they have the same labels in order."""
+def _accuracies(
+    fit: Fit, pairs: Sequence[Sequence[Tensor]], y: Tensor, rows: np.ndarray, truth: Tensor
+) -> list[list[float]]:
+    """Accuracy of every choice of labelled images, for each pair of (training features, other features): one batched
+    fit, for the choices have the same labels in the same order."""
     chosen = torch.from_numpy(rows)
-    heads = fit(x[chosen][:, None], y[chosen[0]], ())
-    logits = heads.logits(unseen.expand(len(chosen), -1, -1))[:, 0]
+    heads = fit(torch.cat([x[chosen] for x, _ in pairs])[:, None], y[chosen[0]], ())
+    others = torch.cat([unseen.expand(len(chosen), -1, -1) for _, unseen in pairs])
     known = truth >= 0
-    return (logits.argmax(-1) == truth)[:, known].double().mean(1).tolist()
+    right = (heads.logits(others)[:, 0].argmax(-1) == truth)[:, known].double().mean(1)
+    return right.view(len(pairs), len(chosen)).tolist()

@@ -49,6 +49,8 @@ class ProbeClassifier(nn.Module):
     def __init__(self, denoiser: Denoiser, head: Head, facts: ProbeFacts, micro_batch: int = 128) -> None:
         super().__init__()
         self.denoiser, self.head, self.facts = denoiser, head, facts
+        for name, value in head.tensors().items():  # part of what this classifier is, as its hash must say
+            self.register_buffer(f"head_{name}".replace(".", "_"), value)
         self.classes = self.class_names = list(facts.classes)
         self.shape, self.codec = denoiser.shape, denoiser.codec
         places = [(layer, float(sigma)) for layer, sigma in facts.places]
