@@ -22,14 +22,19 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
     from .learn.training import train
     from .noise import Family, family
     from .oracle import MixtureDenoiser
+    from .recognize.anomaly import AnomalyDetector
+    from .recognize.zero_shot import ZeroShotClassifier
+    from .run.features import DiffusionFeatures
     from .run.folder import Run
     from .run.load import load
     from .taps import Layer
 
 _TABLE = {
+    "AnomalyDetector": "recognize.anomaly",
     "Classifier": "denoiser",
     "Codec": "codec",
     "Denoiser": "denoiser",
+    "DiffusionFeatures": "run.features",
     "Encoder": "denoiser",
     "Family": "noise",
     "Layer": "taps",
@@ -40,6 +45,7 @@ _TABLE = {
     "State": "denoiser",
     "Store": "data",
     "UserError": "errors",
+    "ZeroShotClassifier": "recognize.zero_shot",
     "family": "noise",
     "load": "run",
     "open_store": "data",
@@ -49,9 +55,11 @@ _TABLE = {
 
 __all__ = [  # noqa: RUF022 (sorted as the table is)
     "__version__",
+    "AnomalyDetector",
     "Classifier",
     "Codec",
     "Denoiser",
+    "DiffusionFeatures",
     "Encoder",
     "Family",
     "Layer",
@@ -62,6 +70,7 @@ __all__ = [  # noqa: RUF022 (sorted as the table is)
     "State",
     "Store",
     "UserError",
+    "ZeroShotClassifier",
     "family",
     "load",
     "open_store",

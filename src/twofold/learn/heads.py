@@ -14,7 +14,6 @@ from ..recognize.saved_heads import OnMaps, Votes, tokens
 from ..settings.probe import Attentive, HeadSettings, KNearest, Logistic, Recipe, Ridge
 from .probing import train_attentive, train_linear
 
-
 TOLERANCE = 1e-4  # largest gradient at which a logistic regression is done; accuracies no longer change below it
 
 

@@ -1,0 +1,348 @@
+"""`twofold probe` and `twofold predict`, end to end on digits with an untrained denoiser, and their failure paths."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import twofold
+from twofold.cli.main import main
+from twofold.cli.tablefile import TableFile
+from twofold.data import open_store
+from twofold.recognize.probe import ProbeClassifier
+from twofold.run import load, load_probe, newest_probe
+from twofold.settings.data import DataSettings
+
+from .test_sample_evaluate import make_run
+
+GRID = ["layers=[mid,out_1]", "sigmas=[0.1,0.4]", "max_train=300", "max_test=60", "draws=2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "a")
+
+
+@pytest.fixture(scope="module")
+def probed(run: Path) -> Path:
+    """The run with a probe in it."""
+    assert main(["probe", str(run), *GRID, "labels_per_class=[1,3]", "contrastive=true", "zero_shot=4"]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty digits, larger than the model takes, in one folder per class."""
+    store = open_store(DataSettings(source="digits"))
+    folder = tmp_path_factory.mktemp("photos")
+    for row in store.indices("test")[:30]:
+        place = folder / str(store.labels[row])
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.asarray(store.images[row, 0])).resize((16, 16)).save(place / f"{row}.png")
+    return folder
+
+
+def result(run: Path) -> dict[str, Any]:
+    newest = newest_probe(run)
+    assert newest is not None
+    return json.loads((newest / "result.json").read_text())
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_result_is_complete(probed: Path) -> None:
+    found = result(probed)
+    assert len(found["cells"]) == 4 and {cell["places"][0][0] for cell in found["cells"]} == {"mid", "dec.0"}
+    assert set(found["results"]) == {"one layer", "joined", "raw pixels"}
+    one = found["results"]["one layer"]
+    assert one["interval"][0] <= one["accuracy"] <= one["interval"][1] and len(one["draws"]) == 2
+    assert one["images"] == 60 and found["images"] == {"train": 300, "validation": 60, "test": 60}
+    top = max(found["cells"], key=lambda cell: (cell["validation"], -cell["loss"]))
+    assert one["places"] == top["places"]
+    assert [row["k"] for row in found["labels_per_class"]] == [1, 3] and "raw" in found["labels_per_class"][0]
+    assert len(found["contrastive"]) == 4 and {"alignment", "uniformity"} <= found["contrastive"][0].keys()
+    assert found["zero_shot"]["images"] == 4 and 0 <= found["zero_shot"]["agreement"] <= 1
+    assert any("class-conditional" in warning for warning in found["warnings"])
+    assert found["source"]["path"] == str(probed) and found["data"]["hash"] and found["versions"]["torch"]
+
+
+def test_page_and_figures(probed: Path) -> None:
+    newest = newest_probe(probed)
+    assert newest is not None
+    page = (newest / "report.html").read_text()
+    for words in ("Recognition", "Raw pixels", "Labels per class", "published finding", "twofold probe"):
+        assert words in page
+    assert (newest / "figures" / "features.png").read_bytes().startswith(b"\x89PNG")
+    assert (newest / "figures" / "labels.png").is_file()
+
+
+def test_the_same_command_again_reads_what_is_there(
+    probed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twofold.learn.probed.extract", None)  # nothing may be computed
+    assert main(["probe", str(probed), *GRID, "labels_per_class=[1,3]", "contrastive=true", "zero_shot=4"]) == 0
+    assert "one layer" in capsys.readouterr().out
+
+
+def test_another_model_in_the_same_folder_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "p")]
+    assert main(["probe", str(run), *GRID, "concat=[]", *out]) == 0
+    other = make_run(tmp_path / "b", seed=1)
+    assert main(["probe", str(other), *GRID, "concat=[]", *out]) == 2
+    assert "another model" in said(capsys)
+    assert main(["probe", str(run), *GRID, "concat=[]", "seed=1", *out]) == 2
+    assert "other data or settings" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("head", "pool"),
+    [
+        (["head.kind=ridge"], "mean"),
+        (["head.kind=recipe", "head.epochs=2", "head.norm=batch"], "mean"),
+        (["head.kind=knn", "head.k=5"], "grid2"),
+        (["head.kind=attentive", "head.epochs=2"], "map"),
+    ],
+)
+def test_every_head_is_saved_and_predicts_the_same(run: Path, tmp_path: Path, head: list[str], pool: str) -> None:
+    out = tmp_path / "p"
+    assert main(["probe", str(run), *GRID, "concat=[]", f"pool={pool}", *head, "--out", str(out)]) == 0
+    found = json.loads((out / "result.json").read_text())["results"]["one layer"]
+    classifier = load_probe(out)
+    store = open_store(DataSettings(source="digits"))
+    rows = store.indices("test")
+    rows = rows[np.linspace(0, len(rows) - 1, 60).astype(np.int64)]
+    named = classifier.image_logits(store.batch(rows)).argmax(1).numpy()
+    assert (named == store.labels[rows]).mean() == pytest.approx(found["averaged"], abs=1 / 60)
+    assert isinstance(load(out), ProbeClassifier)
+
+
+def test_over_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "a")
+    assert main(["probe", str(run), *GRID, "at=all"]) == 2
+    assert "keeps 0 numbered snapshots; train with train.snapshot_images" in said(capsys)
+    for n in (100, 200, 300):
+        other = make_run(tmp_path / str(n), seed=n)
+        (run / "snapshots").mkdir(exist_ok=True)
+        (other / "model.safetensors").rename(run / "snapshots" / f"{n:012d}.safetensors")
+    assert main(["probe", str(run), *GRID, "at=all", "concat=[]", "contrastive=true"]) == 0
+    found = result(run)
+    assert [row["n_images"] for row in found["over_training"]] == [100, 200, 300]
+    best = max(found["over_training"], key=lambda row: row["accuracy"])
+    assert load_probe(newest_probe(run) or "").facts.at == best["at"]
+    assert found["results"]["one layer"]["validation"] == pytest.approx(best["accuracy"])
+
+
+def test_train_on_one_probe_on_another(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 30), ("bright", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.normal(level, 20, (12, 12, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    out = tmp_path / "p"
+    words = ["layers=mid", "sigmas=[0.1]", "--quiet", "--out", str(out)]
+    assert main(["probe", str(run), f"data={tmp_path / 'data'}", *words]) == 0
+    found = json.loads((out / "result.json").read_text())
+    assert found["classes"] == ["bright", "dark"] and found["results"]["one layer"]["accuracy"] == 1.0
+
+
+def test_processes_share_the_features(run: Path, tmp_path: Path) -> None:
+    """torchrun over gloo: the same shelves and the same answers as one process."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    for name, launch in {
+        "one": [sys.executable, "-m", "twofold"],
+        "two": [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *(f"--master-port={port}", "-m", "twofold"),
+        ],
+    }.items():
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TWOFOLD_CACHE": str(tmp_path / name / "cache")}
+        words = ["probe", str(run), *GRID, "concat=[]", "--device", "cpu", "--out", str(tmp_path / name / "p")]
+        done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    files = {
+        name: {p.name: p.read_bytes() for p in (tmp_path / name / "cache" / "features").rglob("*.safetensors")}
+        for name in ("one", "two")
+    }
+    assert files["one"] == files["two"] and files["one"]
+    one_result, two_result = (json.loads((tmp_path / name / "p" / "result.json").read_text()) for name in files)
+    assert one_result["cells"] == two_result["cells"] and one_result["results"] == two_result["results"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layers=[dec.77]"], "no such layer"),
+        (["sigmas=[1e9]"], "the model knows"),
+        (["pool=median"], "no such pooling"),
+        (["head.kind=knn", "head.k=100000"], "labelled training images"),
+        (["head.kind=attentive"], "use pool=map"),
+        (["contrastive=true", "draws=1"], "two noise draws"),
+        (["labels_per_class=[500]"], "smallest class"),
+        (["data=digits", "data.size=32"], "leave data.size out"),
+        (["at=12345"], "no such snapshot"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    quick = ["layers=mid", "sigmas=[0.1]", "max_train=300", "concat=[]", "--quiet"]
+    given = {word.split("=")[0] for word in words}
+    assert main(["probe", str(run), *[w for w in quick if w.split("=")[0] not in given], *words]) == 2
+    error = said(capsys)
+    assert message in error and error.count("\n") == 1
+
+
+def test_data_without_labels_or_with_one_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(20):
+        for folder in (tmp_path / "flat", tmp_path / "single" / "only"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    assert main(["probe", str(run), f"data={tmp_path / 'flat'}", "--quiet"]) == 2
+    assert "has 0 classes, a probe needs labels" in said(capsys)
+    assert main(["probe", str(run), f"data={tmp_path / 'single'}", "--quiet"]) == 2
+    assert "has 1 classes" in said(capsys)
+
+
+def test_classifier_cannot_be_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = make_run(tmp_path / "judge", "digits-classifier")
+    assert main(["probe", str(judge), "--quiet"]) == 2
+    assert "holds a classifier" in said(capsys)
+
+
+# -- predict ------------------------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_with_the_newest_probe(probed: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(probed), str(photos), "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "30 images" in out and "of the 30 labelled ones are named rightly" in out
+    rows = rows_of(Path(out.split(":")[0]))
+    assert len(rows) == 30
+    for row in rows:
+        shares = [float(row[f"p({k})"]) for k in range(10)]
+        assert sum(shares) == pytest.approx(1, abs=1e-4) and max(shares) == pytest.approx(float(row["probability"]))
+        assert row["given"] == row["id"].split("/")[0]
+    assert "of the 30" in out and f"{100 * np.mean([r['label'] == r['given'] for r in rows]):.1f} %" in out
+
+
+def test_an_image_alone_gets_the_answer_it_gets_in_company(probed: Path, photos: Path, tmp_path: Path) -> None:
+    assert main(["predict", str(probed), str(photos), "--quiet", "--out", str(tmp_path / "all.csv")]) == 0
+    row = rows_of(tmp_path / "all.csv")[7]
+    assert main(["predict", str(probed), str(photos / row["id"]), "--quiet", "--out", str(tmp_path / "one.csv")]) == 0
+    (one,) = rows_of(tmp_path / "one.csv")
+    assert one["label"] == row["label"]
+    assert float(one["probability"]) == pytest.approx(float(row["probability"]), abs=1e-5)
+
+
+def test_predict_features_as_parquet(probed: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    assert main(["predict", str(probed), str(photos), "embed=true", "layers=[mid]", "--quiet", "--out", str(out)]) == 0
+    table = pyarrow.parquet.read_table(out)
+    assert table.num_rows == 30 and table.column_names[:2] == ["id", "f0"]
+    features = twofold.DiffusionFeatures(probed, layers="mid", sigma=0.05, draws=5)
+    pixels = [np.asarray(Image.open(photos / name).resize((8, 8))) for name in table["id"].to_pylist()[:3]]
+    found = features.fit_transform(np.stack(pixels)[:, None])
+    written = np.stack([table[f"f{k}"].to_numpy()[:3] for k in range(found.shape[1])], axis=1)
+    assert found.shape == written.shape
+
+
+def test_predict_with_a_classifier_and_zero_shot(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = make_run(tmp_path / "judge", "digits-classifier")
+    assert main(["predict", str(judge), str(photos), "--quiet", "--out", str(tmp_path / "a.csv")]) == 0
+    assert len(rows_of(tmp_path / "a.csv")) == 30
+    few = photos / "1"
+    words = ["method=zero_shot", "--quiet", "--out", str(tmp_path / "z.csv")]
+    assert main(["predict", str(run), str(few), *words]) == 0
+    assert {row["label"] for row in rows_of(tmp_path / "z.csv")} <= {str(k) for k in range(10)}
+
+
+def test_anomalies_are_scored_and_drawn(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.csv"
+    words = ["anomaly=true", "good=1", "draws=1", "--quiet", "--out", str(out)]
+    assert main(["predict", str(run), str(photos), *words]) == 0
+    assert "AUROC of the anomaly score: 0." in capsys.readouterr().out
+    rows = rows_of(out)
+    assert len({row["anomaly"] for row in rows}) > 20
+    picture = Image.open(rows[0]["map"])
+    assert picture.mode == "RGB" and picture.width > picture.height >= 200
+
+
+def test_unreadable_images(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"nonsense")
+    out = ["--out", str(tmp_path / "o.csv")]
+    assert main(["predict", str(probed), str(folder), "--quiet", *out]) == 2
+    assert "bad.png" in said(capsys) and not (tmp_path / "o.csv").exists()
+    assert main(["predict", str(probed), str(folder), "--quiet", "on_bad_image=skip", *out]) == 0
+    assert "1 images, 1 unreadable ones left out" in capsys.readouterr().out
+    assert [row["id"] for row in rows_of(tmp_path / "o.csv")] == ["good.png"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.txt"], "end it in .csv or .parquet"),
+        (["probe=/nowhere"], "holds no probe"),
+        (["good=cat", "anomaly=true"], "IMAGES have no such class"),
+        (["embed=true", "layers=[nose]"], "no such layer"),
+    ],
+)
+def test_predict_mistakes(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["predict", str(run), str(photos), "--quiet", *words]) == 2
+    assert message in said(capsys)
+
+
+def test_a_denoiser_without_a_probe_says_what_to_do(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = make_run(tmp_path / "bare")
+    assert main(["predict", str(bare), str(photos), "--quiet"]) == 2
+    error = said(capsys)
+    assert "twofold probe" in error and "method=zero_shot" in error
+
+
+def test_a_probe_whose_model_changed_is_refused(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "a")
+    assert main(["probe", str(run), *GRID, "concat=[]"]) == 0
+    make_run(run, seed=5)
+    assert main(["predict", str(run), str(photos), "--quiet"]) == 2
+    assert "another model" in said(capsys)
+
+
+def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), TableFile(tmp_path / "t.csv") as table:
+        table.write({"a": [1, 2]})
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
