@@ -83,7 +83,7 @@ def test_page_and_figures(probed: Path) -> None:
     newest = newest_probe(probed)
     assert newest is not None
     page = (newest / "report.html").read_text()
-    for words in ("Recognition", "Raw pixels", "Labels per class", "published finding", "twofold probe"):
+    for words in ("Recognition", "Raw pixels", "Labels per class", "published finding"):
         assert words in page
     assert (newest / "figures" / "features.png").read_bytes().startswith(b"\x89PNG")
     assert (newest / "figures" / "labels.png").is_file()
@@ -346,3 +346,19 @@ def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         table.write({"a": [1, 2]})
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_screening_fits_the_best_on_everything(run: Path, tmp_path: Path) -> None:
+    words = ["sigmas=[0.05,0.1,0.4]", "max_test=60", "draws=2", "copies=1", "screen=200", "--quiet"]
+    assert main(["probe", str(run), *words, "labels_per_class=[2]", "--out", str(tmp_path / "s")]) == 0
+    screened = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert main(["probe", str(run), *words[:4], "screen=null", "--quiet", "--out", str(tmp_path / "a")]) == 0
+    whole = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert [cell["places"] for cell in screened["cells"]] == [cell["places"] for cell in whole["cells"]]
+    final = [i for i, cell in enumerate(screened["cells"]) if not cell["screened"]]
+    assert 3 <= len(final) < len(screened["cells"]) / 2
+    for i in final:  # the same numbers as without screening
+        assert screened["cells"][i]["validation"] == pytest.approx(whole["cells"][i]["validation"], abs=1e-6)
+    assert screened["results"]["one layer"]["places"] in [screened["cells"][i]["places"] for i in final]
+    assert any("200" in warning for warning in screened["warnings"])
+    assert not any(cell["screened"] for cell in whole["cells"])

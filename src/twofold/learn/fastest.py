@@ -12,6 +12,7 @@ from torch import nn
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WIDE = 1.5e8  # FLOPs of a forward pass per image from which bf16 pays on a CPU that multiplies it
 SMALL = 5e10  # FLOPs of a training step (about half a second of one core) up to which threads are worth measuring
+SHARED = 1e9  # FLOPs of a single call (about 10 ms of one core) from which threads share it
 WORTH = 1.75  # times faster that all threads must be than one: less is soon lost when somebody else uses a core
 
 
@@ -44,6 +45,16 @@ def threads(model: nn.Module, shape: tuple[int, int, int], batch: int, dtype: to
         with _threads(count):
             seconds[count] = step_seconds(model, shape, device, batch, dtype)
     return most if seconds[1] > WORTH * seconds[most] else 1
+
+
+@contextmanager
+def threads_for(flops: float) -> Iterator[None]:
+    """Within the block: one CPU thread where calls of so many FLOPs are too small to share out, else all of torch's.
+
+    Fitting 78 heads on 2,516 x 64 features took 10 s of one thread, and 36 s of two that waited for each other.
+    """
+    with _threads(torch.get_num_threads() if flops >= SHARED else 1):
+        yield
 
 
 @contextmanager

@@ -22,6 +22,7 @@ LABELS_SEEN = (
     "shows what its features hold; for what few labels alone would give, train with network.classes=0."
 )
 TEST_SEEN = "Some test images are among those the denoiser was trained on; use the split the run was trained with."
+SCREENED = "{final} of {all} places were fitted on all training images; the others were compared on {few:,} of them."
 UNKNOWN_DATA = "What the denoiser was trained on is not known, so test images may have been among it."
 
 
@@ -39,10 +40,11 @@ def result(
     denoiser was trained with labels, and with test images.
     """
     cells = probing.search()
-    chosen = {"one layer": best(cells)}
-    joins = probing.join(cells)
+    chosen = {"one layer": best(probing.finalists)}
+    joins = probing.join(probing.finalists)
     if joins:
         chosen["joined"] = best(joins)
+    final = {cell.places for cell in probing.finalists}
     winner = max(chosen.values(), key=lambda cell: cell.rank)
     results: dict[str, Any] = {name: {**cell_row(cell), **probing.tested(cell)} for name, cell in chosen.items()}
     raw = probing.raw_pixels()
@@ -52,10 +54,10 @@ def result(
     found: dict[str, Any] = {
         "images": {name: len(part.rows) for name, part in probing.parts.items()},
         "classes": list(probing.store.classes),
-        "cells": [cell_row(cell) for cell in cells],
+        "cells": [{**cell_row(cell), "screened": cell.places not in final} for cell in cells],
         "results": results,
         "winner": next(name for name, cell in chosen.items() if cell is winner),
-        "labels_per_class": probing.label_efficiency(cells) if settings.labels_per_class else [],
+        "labels_per_class": probing.label_efficiency(probing.finalists) if settings.labels_per_class else [],
         "contrastive": probing.contrasts() if settings.contrastive else [],
         "over_training": list(over_training),
         "zero_shot": zero_shot(probing, winner) if settings.zero_shot else None,
@@ -63,6 +65,8 @@ def result(
     layers = list(probing.denoiser.layers)
     found["finding"] = [asdict(answer) for answer in answers(found["cells"], layers, over_training)]
     found["warnings"] = warnings(seen or {}, bool(settings.labels_per_class))
+    if len(final) < len(cells):
+        found["warnings"].append(SCREENED.format(final=len(final), all=len(cells), few=settings.screen))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         probing.save(folder / "probe.safetensors", winner, model, at)
@@ -71,7 +75,8 @@ def result(
 
 def summary(probing: Probing) -> dict[str, Any]:
     """One snapshot's best single place on the validation part, and its contrastive metrics there."""
-    top = best(probing.search())
+    probing.search()
+    top = best(probing.finalists)
     layer, sigma = top.places[0]
     row: dict[str, Any] = {"accuracy": top.validation, "layer": layer, "sigma": sigma}
     if probing.settings.contrastive:

@@ -40,8 +40,10 @@ from ..recognize.probe import ProbeFacts, save_probe
 from ..recognize.reader import Reader
 from ..recognize.views import Views
 from ..settings.probe import Logistic, ProbeSettings
+from .fastest import step_flops, threads_for
 from .heads import fitter
 
+FINALISTS = 8  # places that are not worth screening
 FEW_TOLERANCE = 1e-3  # of the gradient, for heads on a few images
 FEW_L2 = 0.5  # over the number of labelled images: scikit-learn's C = 2; tenfold more or less hardly matters
 
@@ -89,6 +91,7 @@ class Probing:
         channels = {name: layer.channels for name, layer in denoiser.layers.items()}
         self.fit = fitter(settings.head, len(store.classes), settings.seed, channels)
         self.banks: dict[str, Bank] = {}
+        self.finalists: list[Cell] = []
 
     def _part(self, split: str, most: int | None) -> Part:
         rows = self.store.indices(split)
@@ -125,7 +128,8 @@ class Probing:
         views = Views(s.copies, s.flip, s.shift, s.seed) if train else Views(s.draws, seed=s.seed)
         grid = Grid(tuple(layers or self.layers), tuple(sigmas or s.sigmas), s.pool, views, s.clean, s.micro_batch)
         rows, place = self.parts[split].rows, self.place
-        with torch.no_grad():
+        flops = step_flops(self.denoiser, self.denoiser.shape) / 3 * s.micro_batch
+        with torch.no_grad(), threads_for(flops):
             bank = extract(
                 self.denoiser,
                 self.store.batch,
@@ -141,14 +145,45 @@ class Probing:
         return bank
 
     def search(self) -> list[Cell]:
-        """Every layer at every noise level, by its validation accuracy."""
-        self.banks = {split: self.bank(split) for split in ("train", "validation")}
-        return self._fitted(single_places(self.banks["train"]))
+        """Every layer at every noise level, by its validation accuracy; the best ones last to be fitted on everything.
+
+        With more than `screen` training images all places are compared on so many of them first. The two best noise
+        levels and the better half of the layers are then fitted on all images; those alone are in `finalists`.
+        """
+        self.banks = {"validation": self.bank("validation")}
+        everything = self.parts["train"]
+        few = self.settings.screen
+        if few is None or len(everything.rows) <= few or self.bank_is_small:
+            self.banks["train"] = self.bank("train")
+            self.finalists = self._fitted(single_places(self.banks["train"]))
+            return self.finalists
+        chosen = np.linspace(0, len(everything.rows) - 1, few).astype(np.int64)
+        self.parts["train"] = Part(everything.rows[chosen], everything.labels[torch.from_numpy(chosen)])
+        self.banks["train"] = self.bank("train")
+        screened = self._fitted(single_places(self.banks["train"]))
+        self.parts["train"] = everything
+        layers, sigmas = survivors(screened)
+        self.banks["train"] = self.bank("train", layers, sigmas)
+        self.finalists = self._fitted(single_places(self.banks["train"]))
+        final = {cell.places: cell for cell in self.finalists}
+        return [final.get(cell.places, cell) for cell in screened]
+
+    @property
+    def bank_is_small(self) -> bool:
+        """Whether there is nothing to screen: few places."""
+        return len(self.layers) * len(self.settings.sigmas) <= FINALISTS
 
     def _fitted(self, sets: Sequence[tuple[Place, ...]]) -> list[Cell]:
         labels = (self.parts["train"].labels, self.parts["validation"].labels)
         say = lambda done, total: self.place.say("heads", done, total)  # noqa: E731
-        return search(self.banks["train"], self.banks["validation"], labels, sets, self.fit, say)
+        with threads_for(self._fit_flops()):
+            return search(self.banks["train"], self.banks["validation"], labels, sets, self.fit, say)
+
+    def _fit_flops(self) -> float:
+        """Of one product of a head with the features."""
+        train = self.banks["train"]
+        width = max(train.width(layer) for layer in train.layers)
+        return 2.0 * len(train) * train.grid.views.count * width * len(self.store.classes)
 
     def join(self, cells: Sequence[Cell]) -> list[Cell]:
         """The best places, joined."""
@@ -198,7 +233,8 @@ class Probing:
         x = {split: value[None] for split, value in pixels.items() if value is not None}
         head = Logistic() if self.settings.head.kind == "attentive" else self.settings.head  # pixels have no channels
         fit = fitter(head, len(self.store.classes), self.settings.seed)
-        heads = fit(x["train"][:, None], self.parts["train"].labels, ())
+        with threads_for(2.0 * x["train"].numel() * len(self.store.classes)):
+            heads = fit(x["train"][:, None], self.parts["train"].labels, ())
         right = {
             split: (heads.logits(x[split])[0].argmax(-1) == self.parts[split].labels).double().mean(1)
             for split in ("validation", "test")
@@ -219,9 +255,11 @@ class Probing:
         subsets = label_subsets(labels["train"].numpy(), s.labels_per_class, s.label_draws, s.seed)
         if not subsets:
             return []
-        few = curve(self._averaged, labels, [cell.places for cell in cells], subsets, self._fit_few)
         train, test = self._pixels("train"), self._pixels("test")
-        raw = baseline(train, test, labels, subsets, self._fit_few) if train is not None and test is not None else []
+        with threads_for(0):  # a few images at a time
+            few = curve(self._averaged, labels, [cell.places for cell in cells], subsets, self._fit_few)
+            both = train is not None and test is not None
+            raw = baseline(train, test, labels, subsets, self._fit_few) if both else []  # type: ignore[arg-type]
         return [few_row(one, raw[i] if raw else None) for i, one in enumerate(few)]
 
     def _averaged(self, split: str, places: tuple[Place, ...]) -> Tensor:
@@ -256,6 +294,14 @@ class Probing:
             temperature=self.calibrated(cell),
         )
         save_probe(path, facts, cell.head.tensors())
+
+
+def survivors(cells: Sequence[Cell]) -> tuple[list[str], list[float]]:
+    """The layers and noise levels that are worth all images: the two best levels, the better half of the layers."""
+    ranked = sorted(cells, key=lambda cell: cell.rank, reverse=True)
+    sigmas = list(dict.fromkeys(cell.places[0][1] for cell in ranked))[:2]
+    layers = list(dict.fromkeys(cell.places[0][0] for cell in ranked if cell.places[0][1] in sigmas))
+    return layers[: max(3, -(-len(layers) // 2))], sigmas
 
 
 def few_row(few: Few, raw: Few | None) -> dict[str, Any]:

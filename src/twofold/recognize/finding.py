@@ -27,11 +27,14 @@ def answers(
 ) -> list[Answer]:
     """What a grid of accuracies says.
 
-    cells: {places: [[layer, sigma]], validation: accuracy}, single places. layers: all of the model, in order.
+    cells: {places: [[layer, sigma]], validation: accuracy}, single places; `screened` ones saw fewer training images.
+    layers: all of the model, in order of execution.
     over_training: {n_images, accuracy, frechet} of several snapshots.
     """
     table = {tuple(cell["places"][0]): cell["validation"] for cell in cells}
-    layer, sigma = max(table, key=lambda place: table[place])
+    losses = {tuple(cell["places"][0]): cell.get("loss") or 0.0 for cell in cells}
+    final = [tuple(cell["places"][0]) for cell in cells if not cell.get("screened")]
+    layer, sigma = max(final, key=lambda place: (table[place], -losses[place]))  # as `choose` does
     top = table[layer, sigma]
     found = [
         _middle_of_decoder(table, layers, layer, sigma),

@@ -93,6 +93,9 @@ class ProbeSettings(Settings):
     zero_shot: int = Field(0, ge=0, description="test images that a conditional model also classifies zero-shot")
     max_train: int | None = Field(None, ge=10, description="training images used at most, spread over the part")
     max_test: int | None = Field(None, ge=10, description="validation and test images used at most, each")
+    screen: int | None = Field(
+        5_000, ge=100, description="of more training images, only so many compare all places; the best go on to all"
+    )
     seed: NonNegativeInt = Field(0, description="seed of noise, augmentation, label draws and heads")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the network; auto: what is fastest here"
