@@ -21,6 +21,7 @@ from twofold.adapters.diffusers_dit import DiT, DiTDenoiser
 from twofold.adapters.diffusers_unet import to_diffusers, to_scheduler
 from twofold.adapters.latent_codec import NoCodec
 from twofold.adapters.suspicion import READINGS, attentions, reading, refuse_suspicious, suspicious
+from twofold.cli.main import main
 from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
 from twofold.hashing import weights_hash
@@ -297,3 +298,14 @@ def test_both_kinds_of_attention_are_read_alike() -> None:
     for how in READINGS.values():
         with reading(mine, how), reading(peer, how), torch.no_grad():
             torch.testing.assert_close(ours.network(x, t), theirs(x, t).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_refuses_a_wrong_file_and_takes_the_right_one(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(folders["unet"], tmp_path / "wrong", transposed("to_out.0"))
+    words = ["data=digits", "layers=[mid]", "sigmas=[0.1]", "max_train=200", "max_test=50", "draws=1", "--quiet"]
+    assert main(["probe", str(tmp_path / "wrong"), *words, "--out", str(tmp_path / "w")]) == 2
+    assert "out transposed" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    assert main(["probe", str(folders["unet"]), *words, "--out", str(tmp_path / "r")]) == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.learn.common import tiny
 
+from tests.learn.common import tiny
 from twofold.errors import UserError
 from twofold.run import Run, State, build, load, load_model, newest_state, save_model, save_state
 

@@ -8,37 +8,46 @@ from pathlib import Path
 from typing import Any
 
 from ..settings.evaluate import EvaluateSettings
+from ..settings.probe import ProbeSettings
+from ..settings.resolve import parse_assignments, resolve
 from .evaluate import evaluate, print_table
+from .probe import probe
 from .show import say
 from .train import resolved, train_run
 
 FRECHET_TARGET = 0.20  # pixels in [-1, 1], 1,000 samples to all digits; means little without the other criteria
 JUDGE_ACCURACY = 0.98  # on held-out digits; a worse judge judges nothing
 OPTIONS = ("--out", "--device", "--quiet")
+PROBE_WORDS = "labels_per_class=[1,2,5,10,50] draws=3 concat=[4]"
+PROBE, _ = resolve(ProbeSettings, [("demo", parse_assignments(PROBE_WORDS.split()))])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains a diffusion model on scikit-learn's digits (1,797 real images) and an independent classifier, samples "
-        "a thousand new digits, measures them and writes a report. About 5 minutes on 2 CPU cores. The same command "
-        "again continues."
+        "a thousand new digits, measures them, reads the features and writes a report. About 5 minutes on 2 CPU "
+        "cores. The same command again continues."
     )
 
 
 def run(args: argparse.Namespace) -> int:
     out, start = Path(args.out or "runs/demo"), time.monotonic()
     denoiser, judge = out / "digits", out / "judge"
-    say("1/3  training a diffusion model of handwritten digits", args.quiet)
+    say("1/4  training a diffusion model of handwritten digits", args.quiet)
     settings, _ = resolved("digits", [])
     train_run(settings, denoiser, args.device, args.quiet, "twofold train digits", "denoiser")
-    say("2/3  training an independent classifier, to judge its images", args.quiet)
+    say("2/4  training an independent classifier, to judge its images", args.quiet)
     judging, _ = resolved("digits-classifier", [])
     train_run(judging, judge, args.device, args.quiet, "twofold train digits-classifier", "classifier")
-    say("3/3  generating and measuring a thousand new digits", args.quiet)
+    say("3/4  reading its features: what did it learn about digits without being asked?", args.quiet)
+    known, _ = probe(str(denoiser), PROBE, args.device, args.quiet, None, f"twofold probe {denoiser} {PROBE_WORDS}")
+    say("4/4  generating and measuring a thousand new digits", args.quiet)
     accuracy = judge_accuracy(judge, args)
     how = EvaluateSettings(n=1000, classifier=str(judge), micro_batch=250)
     found, page = evaluate(str(denoiser), how, args.device, args.quiet, None, FRECHET_TARGET, "twofold demo")
     print_table(found)
+    if known is not None:
+        print_known(known)
     passed = print_verdict(found, accuracy)
     print(f"report: {page}   ({time.monotonic() - start:.0f} s)")
     return 0 if passed else 1
@@ -48,6 +57,13 @@ def judge_accuracy(judge: Path, args: argparse.Namespace) -> float:
     """How often the classifier is right on digits that neither model was trained on."""
     found, _ = evaluate(str(judge), EvaluateSettings(split="test"), args.device, True)
     return found["metrics"]["accuracy"]["samples"]
+
+
+def print_known(known: dict[str, Any]) -> None:
+    """What the denoiser's features tell apart."""
+    row = known["results"][known["winner"]]
+    raw = known["results"]["raw pixels"]["accuracy"]
+    print(f"{'features':<30} {row['accuracy']:.1%} of test digits by a linear head (raw pixels: {raw:.1%})")
 
 
 def print_verdict(found: dict[str, Any], accuracy: float) -> bool:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("--out", "--device", "--quiet")
 PROBES = "probes"
+CHECKED = 48  # images on which a model from elsewhere must denoise
+EACH = 3e9  # FLOPs of a training step per image up to which its attention layers are also tried one by one
 
 
 def settings_model() -> type[ProbeSettings]:
@@ -65,6 +67,7 @@ def probe(
     denoiser = open_denoiser(source, settings.at, accelerator.device)
     with Progress("packing the data", quiet or not first) as packing:
         store = open_store(data_for(source, settings.data, denoiser), packing)
+    check_foreign(source, denoiser, store)
     folder = out or home_of(source) / PROBES / f"{settings_hash(settings)}-{model_hash(denoiser)[:8]}"
     facts = {
         "source": {"path": source, "at": settings.at, "hash": model_hash(denoiser)},
@@ -148,6 +151,24 @@ def open_denoiser(source: str, at: str, device: Any) -> Denoiser:
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier", "give the run of a denoiser")
     return model
+
+
+def check_foreign(source: str, denoiser: Any, store: Store) -> None:
+    """Raises `UserError` for a model from elsewhere that loads but computes something else than it was trained to."""
+    if not any((Path(source) / name).is_file() for name in ("model_index.json", "config.json")):
+        return
+    import numpy as np
+
+    from ..adapters.suspicion import FEWEST, refuse_suspicious
+    from ..learn.fastest import step_flops
+
+    rows = store.indices("train")
+    if len(rows) < FEWEST:
+        return
+    rows = rows[np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(np.int64)]
+    device = next(denoiser.parameters()).device
+    x0 = denoiser.codec.encode(store.batch(rows).to(device))
+    refuse_suspicious(source, denoiser, x0, each=step_flops(denoiser, denoiser.shape) < EACH)
 
 
 def prepare(denoiser: Any, precision: str, device: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..data import SPLITS, Store
 from ..denoiser import Denoiser
 from ..generate import trajectory
 from ..measure import nearest
-from ..run import Run
+from ..run import Run, newest_probe
 from .page import Criterion, Neighbours, Report, Trajectory, write_report
 from .verdict import verdict
 
@@ -63,6 +64,7 @@ def report_run(
         real_caption=REAL_CAPTIONS.get(part, ""),
         trajectory=None if denoiser is None else denoising(denoiser),
         classes=found.get("classes", {}),
+        recognition=newest_finding(run),
         neighbours=None if images is None else neighbours(images, store),
         metrics=found.get("metrics", {}),
         settings=run.settings_file.read_text(),
@@ -75,6 +77,14 @@ def report_run(
         versions=result.get("versions", {}),
     )
     return write_report(run.path, content)
+
+
+def newest_finding(run: Run) -> dict[str, Any] | None:
+    """What the newest probe of the run found, None where there is none."""
+    probe = newest_probe(run.path)
+    if probe is None or not (probe / "result.json").is_file():
+        return None
+    return json.loads((probe / "result.json").read_text())
 
 
 def summary(result: dict[str, Any], store: Store) -> str:
