@@ -82,6 +82,8 @@ def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
         "dist.all_gather(both, mine)\n"
         "assert torch.equal(*both)\n"
         "print('EQUAL', flush=True)\n"
+        "from twofold.learn.training import leave_process_group\n"
+        "leave_process_group()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(program), str(tmp_path / "two"), str(ROOT)]

@@ -18,7 +18,7 @@ from .train import resolved, train_run
 FRECHET_TARGET = 0.20  # pixels in [-1, 1], 1,000 samples to all digits; means little without the other criteria
 JUDGE_ACCURACY = 0.98  # on held-out digits; a worse judge judges nothing
 OPTIONS = ("--out", "--device", "--quiet")
-PROBE_WORDS = "labels_per_class=[1,2,5,10,50] draws=3 concat=[4]"
+PROBE_WORDS = "pool=grid2 copies=1 labels_per_class=[1,2,5,10,50] draws=3 concat=[4]"
 PROBE, _ = resolve(ProbeSettings, [("demo", parse_assignments(PROBE_WORDS.split()))])
 
 

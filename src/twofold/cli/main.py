@@ -69,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
     except Exception as error:
         return _failed(error)
+    finally:
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    """Ends this process's part in a torchrun while the interpreter is whole; later its threads may abort it."""
+    training = sys.modules.get(f"{__package__.removesuffix('.cli')}.learn.training")
+    if training is not None:
+        training.leave_process_group()
 
 
 def dispatch(argv: list[str]) -> int:

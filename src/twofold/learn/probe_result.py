@@ -57,7 +57,7 @@ def result(
         "cells": [{**cell_row(cell), "screened": cell.places not in final} for cell in cells],
         "results": results,
         "winner": next(name for name, cell in chosen.items() if cell is winner),
-        "labels_per_class": probing.label_efficiency(probing.finalists) if settings.labels_per_class else [],
+        "labels_per_class": probing.label_efficiency([*probing.finalists, *joins]) if settings.labels_per_class else [],
         "contrastive": probing.contrasts() if settings.contrastive else [],
         "over_training": list(over_training),
         "zero_shot": zero_shot(probing, winner) if settings.zero_shot else None,
