@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -65,3 +66,24 @@ def test_unet_pipeline(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.csv"
     assert main(["predict", str(tmp_path / "p"), str(photos), "--quiet", "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 81
+
+
+def test_new_images_are_answered_as_those_of_the_probe_were(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A latent model resizes images itself; what it was fitted on came in the size of its data."""
+    monkeypatch.chdir(tmp_path)
+    folder = peers.pipeline(tmp_path / "dit", peers.transformer(), peers.autoencoder())
+    words = [f"data={photos}", "layers=[block.1]", "sigmas=[0.3]", "draws=2", "concat=[]", "--quiet"]
+    assert main(["probe", "dit", *words]) == 0
+    assert main(["predict", "dit", str(photos), "--quiet", "--out", "o.csv"]) == 0  # finds its probe below here
+    with open("o.csv", newline="") as file:
+        rows = {row["id"]: float(row["p(light)"]) for row in csv.DictReader(file)}
+    (probe,) = Path("probes").iterdir()
+    classifier = load_probe(probe)
+    paths = sorted(photos.rglob("*.png"))
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(p)) for p in paths])).permute(0, 3, 1, 2).contiguous()
+    direct = classifier.image_logits(images).double().softmax(1)[:, 1]
+    found = torch.tensor([rows[str(p.relative_to(photos))] for p in paths]).double()
+    torch.testing.assert_close(found, direct, atol=1e-4, rtol=0)
+    assert main(["evaluate", str(probe), f"data={photos}", "--quiet", "--out", "e"]) == 0

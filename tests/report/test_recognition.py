@@ -57,19 +57,19 @@ def pixels(png: bytes | None) -> np.ndarray:
 def test_the_best_place_is_framed() -> None:
     orange = np.array([0xD9, 0x66, 0x0A])
 
-    def middle(cells: list[dict[str, Any]]) -> float:
-        image = pixels(recognition.heat_map(cells))
+    def middle(top: tuple[str, float]) -> float:
+        image = pixels(recognition.heat_map(CELLS, top))
         rows, _columns = np.nonzero((np.abs(image[..., :3] - orange).sum(-1) < 12) & (image[..., 3] > 200))
         assert len(rows) > 50
         return float(rows.mean() / len(image))
 
-    first = [{**cell, "validation": 1.0 if cell["places"][0][0] == "enc.0" else 0.5} for cell in CELLS]
-    last = [{**cell, "validation": 1.0 if cell["places"][0][0] == "dec.0" else 0.5} for cell in CELLS]
-    assert middle(first) < middle(CELLS) < middle(last)  # rows in order of execution, top to bottom
+    assert (
+        middle(("enc.0", 0.05)) < middle(("mid", 0.4)) < middle(("dec.0", 0.05))
+    )  # rows in order of execution, top to bottom
 
 
 def test_nothing_to_draw_is_nothing_drawn() -> None:
-    assert recognition.heat_map(CELLS[:1]) is None
+    assert recognition.heat_map(CELLS[:1], ("enc.0", 0.05)) is None
     assert recognition.label_curve(FEW[:1]) is None and recognition.training_curves(OVER[:1]) is None
     assert recognition.label_curve([{k: v for k, v in row.items() if "raw" not in k} for row in FEW]) is not None
 

@@ -192,7 +192,12 @@ class _Trial:
 
 @torch.no_grad()
 def suspicious(
-    denoiser: Denoiser, x0: Tensor, sigmas: Sequence[float] | None = None, seed: int = 0, each: bool = True
+    denoiser: Denoiser,
+    x0: Tensor,
+    sigmas: Sequence[float] | None = None,
+    seed: int = 0,
+    each: bool = True,
+    hopeless: bool = True,
 ) -> list[str]:
     """What seems wrong with a denoiser's weights, worst first; empty where nothing does.
 
@@ -200,8 +205,9 @@ def suspicious(
     default four about the standard deviation of x0. seed: of the noise. each: read every attention layer otherwise by
     itself too, which finds a single wrong one and costs that many times more.
 
-    Also says so where the output is not finite, or where it is worse at every level than if the network were silent by
-    a factor that no network without training reaches. Weights are afterwards bit for bit what they were.
+    Also says so where the output is not finite, or (hopeless) where it is worse at every level than if the network were
+    silent by a factor that no network without training reaches: a wrong file, or images unlike those it was trained on.
+    Weights are afterwards bit for bit what they were.
     Raises `UserError` for fewer than 16 images.
     """
     if len(x0) < FEWEST:
@@ -218,12 +224,15 @@ def suspicious(
         if not any(found) and (each or len(layers) == 1):
             found = [_best(trial, errors, layer.name, [layer]) for layer in layers]
         texts = [text for _, text in sorted((f for f in found if f is not None), reverse=True)]
-        return texts or _hopeless(trial, errors)
+        return texts or (_hopeless(trial, errors) if hopeless else [])
 
 
 def refuse_suspicious(where: str, denoiser: Denoiser, x0: Tensor, seed: int = 0, each: bool = True) -> None:
-    """Raises `UserError` with the worst of what `suspicious` finds in the model that came from `where`."""
-    found = suspicious(denoiser, x0, seed=seed, each=each)
+    """Raises `UserError` with the worst of what `suspicious` finds in the model that came from `where`.
+
+    Bad denoising alone is not refused: the images may be of another kind, as in transfer.
+    """
+    found = suspicious(denoiser, x0, seed=seed, each=each, hopeless=False)
     if found:
         hint = "export the weights again, or give images of the kind it was trained on"
         raise UserError(where, found[0], hint)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     say("2/4  training an independent classifier, to judge its images", args.quiet)
     judging, _ = resolved("digits-classifier", [])
     train_run(judging, judge, args.device, args.quiet, "twofold train digits-classifier", "classifier")
-    say("3/4  reading its features: what did it learn about digits without being asked?", args.quiet)
+    say("3/4  reading its features: what do they tell of digits?", args.quiet)
     known, _ = probe(str(denoiser), PROBE, args.device, args.quiet, None, f"twofold probe {denoiser} {PROBE_WORDS}")
     say("4/4  generating and measuring a thousand new digits", args.quiet)
     accuracy = judge_accuracy(judge, args)

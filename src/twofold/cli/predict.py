@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,14 @@ def run(args: argparse.Namespace) -> int:
 @dataclass(frozen=True)
 class Answerer:
     """Says something about a batch. shape: (C, H, W) that images are fitted to. classes: in the order of
-    probabilities, empty where none are given. answer: images and ids -> columns."""
+    probabilities, empty where none are given. answer: images and ids -> columns. fitted: how images become that shape,
+    where it is not as the run's were."""
 
     name: str
     shape: tuple[int, int, int]
     answer: Callable[[Tensor, list[str]], Columns]
     classes: list[str]
+    fitted: dict[str, str] = field(default_factory=dict)
 
 
 def predict(
@@ -69,8 +71,9 @@ def predict(
 
     place = make_accelerator(device).device
     path = out or default_path(source, images, settings)
+    check_words(settings)
     answerer = answerer_for(source, settings, place, path, quiet)
-    data = data_of(source, images, answerer.shape, settings)
+    data = data_of(source, images, answerer.shape, settings, answerer.fitted)
     opened = open_images(data)
     tally = Tally(answerer.classes, opened.classes(), settings)
     total, done, skipped = opened.count(), 0, 0
@@ -94,22 +97,25 @@ def predict(
 def answerer_for(source: str, settings: PredictSettings, device: torch.device, out: Path, quiet: bool) -> Answerer:
     """Whoever answers what was asked for. Raises `UserError` saying what would be needed."""
     from ..denoiser import Denoiser
+    from ..hashing import model_hash
     from ..run import load, load_probe, newest_probe
 
-    model: Any = load_probe(settings.probe, device) if settings.probe else load(source, settings.at, device)
+    model: Any = load_probe(settings.probe, device, settings.draws) if settings.probe else None
+    model = model or load(source, settings.at, device)
     if isinstance(model, Denoiser):
         prepare(model, settings.precision, device)
         if settings.anomaly:
             return detecting(source, model, settings, out, quiet)
         if settings.method == "zero_shot":
             return zero_shot(model, settings)
-        probe = newest_probe(source)
+        probe = newest_probe(source, Path(), model=model_hash(model))
         if settings.embed:
             return embedding(model, load_probe(probe, device) if probe else None, settings)
         if probe is None:
             hint = f"fit one: twofold probe {source}" + (", or use method=zero_shot" if model.classes else "")
             raise UserError(source, "is a denoiser without a probe, so it has no classes to tell apart", hint)
-        model = load_probe(probe, device)
+        model = load_probe(probe, device, settings.draws)
+        say(f"by the probe {probe}, fitted on {model.facts.data}", quiet)
     for wrong, name in ((settings.anomaly, "anomaly=true"), (settings.embed, "embed=true")):
         if wrong:
             raise UserError(name, f"{source} holds a classifier", "give the run of a denoiser")
@@ -129,7 +135,19 @@ def classifying(model: Any) -> Answerer:
             found = probabilities(model, images)
         return probability_columns(found, model.classes)
 
-    return Answerer("classifying", image_shape(model), answer, list(model.classes))
+    facts = getattr(model, "facts", None)
+    fitted = {"fit": facts.fit, "background": facts.background} if facts else {}
+    return Answerer("classifying", image_shape(model), answer, list(model.classes), fitted)
+
+
+def check_words(settings: PredictSettings) -> None:
+    """Raises `UserError` for settings that would say nothing here."""
+    for name in ("normal", "good"):
+        if getattr(settings, name) is not None and not settings.anomaly:
+            raise UserError(f"{name}={getattr(settings, name)}", "is about anomalies", "add anomaly=true")
+    for name, given in (("layers", settings.layers), ("sigma", settings.sigma is not None)):
+        if given and not settings.embed:
+            raise UserError(name, "says which features are written", "add embed=true")
 
 
 def zero_shot(model: Denoiser, settings: PredictSettings) -> Answerer:
@@ -160,13 +178,14 @@ def embedding(model: Denoiser, probe: Any, settings: PredictSettings) -> Answere
     """Features: of the layers and the noise level asked for, else those that the probe chose, else the middle."""
     from ..recognize.reader import Reader
 
-    layers = list(settings.layers)
-    if layers or probe is None:
-        names = layers or [list(model.layers)[len(model.layers) // 2]]
-        places = [(name, 0.05 if settings.sigma is None else settings.sigma) for name in names]
-        reader = Reader(model, places, draws=settings.draws, micro_batch=settings.micro_batch)
-    else:
-        reader = probe.reader
+    middle = [list(model.layers)[len(model.layers) // 2]]
+    names = list(settings.layers) or ([layer for layer, _ in probe.reader.places] if probe else middle)
+    places = probe.reader.places if probe else [(name, 0.05) for name in names]
+    if settings.layers or settings.sigma is not None:
+        sigma = settings.sigma if settings.sigma is not None else places[0][1]
+        places = [(name, sigma) for name in dict.fromkeys(names)]
+    pool = probe.facts.pool if probe else "mean"
+    reader = Reader(model, places, pool, settings.draws or 5, micro_batch=settings.micro_batch)
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
         found = reader.read(images)
@@ -180,7 +199,8 @@ def detecting(source: str, model: Denoiser, settings: PredictSettings, out: Path
     from ..recognize.anomaly import AnomalyDetector
     from .anomaly_maps import write_map
 
-    detector = AnomalyDetector(model, draws=settings.draws, micro_batch=settings.micro_batch)
+    draws = settings.draws or 5
+    detector = AnomalyDetector(model, draws=draws, score=settings.score, micro_batch=settings.micro_batch)
     with Progress("learning what good parts look like", quiet) as progress:
         detector.fit(good_parts(source, settings, model), progress)
     folder = out.with_suffix("")
@@ -207,22 +227,30 @@ def good_parts(source: str, settings: PredictSettings, model: Denoiser, most: in
     else:
         raise UserError("anomaly=true", f"{source} is no run, so good parts are not known", "name some: normal=FOLDER")
     rows = store.indices(split)
-    if settings.good is not None and settings.good in store.classes:
+    if settings.good is not None and len(store.classes) > 1:
+        if settings.good not in store.classes:
+            what = f"the images of good parts have classes {', '.join(store.classes[:5])}, and none of this name"
+            raise UserError(f"good={settings.good}", what, "name good parts alone: normal=FOLDER")
         rows = rows[np.asarray(store.labels[rows]) == store.classes.index(settings.good)]
     return store.batch(rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)] if len(rows) > most else rows)
 
 
 def image_shape(model: Any) -> tuple[int, int, int]:
-    """(C, H, W) that images are fitted to: the model's own; what a latent model's codec encodes."""
+    """(C, H, W) that images are fitted to: as the probe's were, or the model's own; what a latent model encodes."""
     from ..denoiser import Denoiser
     from ..generate.sample import image_shape as of_denoiser
 
-    denoiser = getattr(model, "denoiser", model)
-    return of_denoiser(denoiser) if isinstance(denoiser, Denoiser) else tuple(model.shape)
+    return of_denoiser(model) if isinstance(model, Denoiser) else tuple(model.shape)
 
 
-def data_of(source: str, images: str, shape: tuple[int, int, int], settings: PredictSettings) -> DataSettings:
-    """How new images become the model's: fitted as its training images were."""
+def data_of(
+    source: str,
+    images: str,
+    shape: tuple[int, int, int],
+    settings: PredictSettings,
+    fitted: dict[str, str] | None = None,
+) -> DataSettings:
+    """How new images become the model's: fitted as its training images were, or as `fitted` says."""
     from ..run import Run
     from ..settings.data import DataSettings
 
@@ -232,6 +260,7 @@ def data_of(source: str, images: str, shape: tuple[int, int, int], settings: Pre
     if (home / "settings.yaml").is_file():
         trained = Run.open(home).settings().data
         how |= {"fit": trained.fit, "background": trained.background}
+    how |= fitted or {}
     return DataSettings.model_validate({"source": images, **how})
 
 

@@ -155,8 +155,8 @@ def open_denoiser(source: str, at: str, device: Any) -> Denoiser:
 
 def check_foreign(source: str, denoiser: Any, store: Store) -> None:
     """Raises `UserError` for a model from elsewhere that loads but computes something else than it was trained to."""
-    if not any((Path(source) / name).is_file() for name in ("model_index.json", "config.json")):
-        return
+    if Path(source).is_file() or (Path(source) / "settings.yaml").is_file():
+        return  # ours
     import numpy as np
 
     from ..adapters.suspicion import FEWEST, refuse_suspicious
@@ -200,8 +200,9 @@ def data_for(source: str, wanted: DataSettings | None, denoiser: Denoiser) -> Da
 
 
 def home_of(source: str) -> Path:
-    """Where the results of a model go: its run, or the current folder."""
-    return Path(source) if (Path(source) / "settings.yaml").is_file() else Path()
+    """Where the results of a model go: its run, the folder of a probe, or the current folder."""
+    names = ("settings.yaml", "probe.safetensors")
+    return Path(source) if any((Path(source) / name).is_file() for name in names) else Path()
 
 
 def model_path(source: str, folder: Path | None) -> str:
@@ -219,16 +220,19 @@ def seen_by(source: str, denoiser: Denoiser, store: Store) -> dict[str, Any]:
     from ..data import open_store
     from ..run import Run
 
-    seen: dict[str, Any] = {"labels": bool(denoiser.classes), "test_images": None}
-    if (Path(source) / "settings.yaml").is_file():
-        trained = Run.open(source).settings().data
-        seen["test_images"] = False
-        if trained.source == store.settings.source:
-            own = open_store(trained)
-            if own.content_hash == store.content_hash:
-                both = set(own.indices("train").tolist()) & set(store.indices("test").tolist())
-                seen["test_images"] = bool(both)
-    return seen
+    seen: dict[str, Any] = {"labels": bool(denoiser.classes), "test_images": None, "own": False}
+    if not (Path(source) / "settings.yaml").is_file():
+        return seen
+    trained = Run.open(source).settings().data
+    try:
+        own = open_store(trained)
+    except UserError:  # the data have gone since
+        return seen
+    if own.content_hash == store.content_hash:
+        both = set(own.indices("train").tolist()) & set(store.indices("test").tolist())
+        return {**seen, "test_images": bool(both), "own": True}
+    same_place = Path(trained.source).resolve() == Path(store.settings.source).resolve()
+    return {**seen, "test_images": None if same_place else False}
 
 
 def finished(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:

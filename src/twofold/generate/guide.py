@@ -55,27 +55,27 @@ def make_guide(
         raise UserError("guide_interval", what, "give a wider one")
     for sigma in {max(asked), min(asked)}:
         _check_hears_noise(denoiser, classifier, sigma)
-    return Guide(classifier, float(scale), interval, match_classes(denoiser, classifier))
+    return Guide(classifier, float(scale), interval, match_classes(denoiser, classifier.classes))
 
 
-def match_classes(denoiser: Denoiser, classifier: Classifier) -> tuple[int, ...]:
-    """The classifier's class of every label: by name where both have names, by number otherwise.
+def match_classes(denoiser: Denoiser, classes: Sequence[str], where: str = "guide") -> tuple[int, ...]:
+    """The place in `classes` of every label of the denoiser: by name where both have names, by number otherwise.
 
-    An unconditional denoiser takes the classifier's classes as they are. Raises `UserError` for a class of the denoiser
-    that the classifier does not know.
+    classes: of a classifier, or of data; `where` names it. An unconditional denoiser takes them as they are. Raises
+    `UserError` for a class of the denoiser that is not among them.
     """
-    known, own = list(classifier.classes), list(denoiser.class_names)
+    known, own = list(classes), list(denoiser.class_names)
     if not denoiser.classes:
         return tuple(range(len(known)))
     named = len(own) == denoiser.classes and not _only_numbers(own) and not _only_numbers(known)
     if not named:
         if len(known) != denoiser.classes:
             what = f"knows {len(known)} classes, the model {denoiser.classes}"
-            raise UserError("guide", what, "give a classifier of the same classes")
+            raise UserError(where, what, "give one of the same classes")
         return tuple(range(len(known)))
     for name in own:
         if name not in known:
-            raise UserError("guide", f"does not know the model's class {name!r}", nearest(name, known))
+            raise UserError(where, f"does not know the model's class {name!r}", nearest(name, known))
     return tuple(known.index(name) for name in own)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..measure.answers import share_interval
 from ..recognize.choose import Cell, best
 from ..recognize.finding import answers
-from ..recognize.zero_shot import ZeroShotClassifier
 from .probed import Probing
 
 LABELS_SEEN = (
@@ -22,7 +22,10 @@ LABELS_SEEN = (
     "shows what its features hold; for what few labels alone would give, train with network.classes=0."
 )
 TEST_SEEN = "Some test images are among those the denoiser was trained on; use the split the run was trained with."
-SCREENED = "{final} of {all} places were fitted on all training images; the others were compared on {few:,} of them."
+SCREENED = (
+    "All {all} places were compared on {few:,} training images, which is what the map shows; the best {final} were "
+    "then fitted on all of them, and the choice is among those."
+)
 UNKNOWN_DATA = "What the denoiser was trained on is not known, so test images may have been among it."
 
 
@@ -44,7 +47,6 @@ def result(
     joins = probing.join(probing.finalists)
     if joins:
         chosen["joined"] = best(joins)
-    final = {cell.places for cell in probing.finalists}
     winner = max(chosen.values(), key=lambda cell: cell.rank)
     results: dict[str, Any] = {name: {**cell_row(cell), **probing.tested(cell)} for name, cell in chosen.items()}
     raw = probing.raw_pixels()
@@ -54,23 +56,46 @@ def result(
     found: dict[str, Any] = {
         "images": {name: len(part.rows) for name, part in probing.parts.items()},
         "classes": list(probing.store.classes),
-        "cells": [{**cell_row(cell), "screened": cell.places not in final} for cell in cells],
+        "cells": [cell_row(cell) for cell in cells],
         "results": results,
         "winner": next(name for name, cell in chosen.items() if cell is winner),
-        "labels_per_class": probing.label_efficiency([*probing.finalists, *joins]) if settings.labels_per_class else [],
+        "labels_per_class": efficiency(probing, [*probing.finalists, *joins], winner, results),
         "contrastive": probing.contrasts() if settings.contrastive else [],
         "over_training": list(over_training),
         "zero_shot": zero_shot(probing, winner) if settings.zero_shot else None,
     }
     layers = list(probing.denoiser.layers)
-    found["finding"] = [asdict(answer) for answer in answers(found["cells"], layers, over_training)]
+    chosen_place = chosen["one layer"].places[0]
+    found["finding"] = [asdict(one) for one in answers(found["cells"], chosen_place, layers, over_training)]
     found["warnings"] = warnings(seen or {}, bool(settings.labels_per_class))
-    if len(final) < len(cells):
-        found["warnings"].append(SCREENED.format(final=len(final), all=len(cells), few=settings.screen))
+    if len(probing.finalists) < len(cells):
+        facts = {"final": len(probing.finalists), "all": len(cells), "few": settings.screen}
+        found["warnings"].append(SCREENED.format(**facts))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        probing.save(folder / "probe.safetensors", winner, model, at)
+        probing.save(folder / "probe.safetensors", winner, model, at, bool((seen or {}).get("own")))
     return found
+
+
+def efficiency(
+    probing: Probing, cells: Sequence[Cell], winner: Cell, results: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The label-efficiency curve, ending in what all labels give."""
+    if not probing.settings.labels_per_class:
+        return []
+    rows = probing.label_efficiency(cells)
+    whole = next(row for row in results.values() if row.get("places") == [list(place) for place in winner.places])
+    last = {
+        "k": round(len(probing.parts["train"].rows) / len(probing.store.classes)),
+        "all": True,
+        "places": whole["places"],
+        "validation": winner.validation,
+        "accuracy": whole["averaged"],
+        "interval": whole["averaged_interval"],
+    }
+    if "raw pixels" in results and "raw" in rows[0]:
+        last |= {"raw": results["raw pixels"]["accuracy"], "raw_interval": results["raw pixels"]["interval"]}
+    return [*rows, last]
 
 
 def summary(probing: Probing) -> dict[str, Any]:
@@ -89,9 +114,9 @@ def zero_shot(probing: Probing, winner: Cell) -> dict[str, Any]:
     part = probing.parts["test"]
     rows, labels = spread(part.rows, part.labels, probing.settings.zero_shot)
     images = probing.store.batch(rows)
-    classifier = ZeroShotClassifier(probing.denoiser, micro_batch=probing.settings.micro_batch)
     say = lambda done, total: probing.place.say("zero-shot classification", done, total)  # noqa: E731
-    named = classifier.scores(images, say).argmax(1).cpu()
+    known = torch.tensor(probing.zero_shot_classes)  # the data's class of every label of the model
+    named = known[probing.zero_shot.scores(images, say).argmax(1).cpu()]
     by_probe = winner.head.logits(probing.reader(winner).read(images)).argmax(1)
     right = float((named == labels).double().mean())
     return {

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data import Store, cache_root
 from ..denoiser import Denoiser
 from ..errors import UserError
+from ..generate.guide import match_classes
 from ..hashing import model_hash
 from ..measure.answers import calibration_error, share_interval
 from ..recognize.bank import Bank, Grid, extract
@@ -39,6 +40,7 @@ from ..recognize.heads import temperature
 from ..recognize.probe import ProbeFacts, save_probe
 from ..recognize.reader import Reader
 from ..recognize.views import Views
+from ..recognize.zero_shot import ZeroShotClassifier
 from ..settings.probe import Logistic, ProbeSettings
 from .fastest import step_flops, threads_for
 from .heads import fitter
@@ -116,6 +118,11 @@ class Probing:
             raise UserError(f"head.k={head.k}", f"there are {len(train)} labelled training images", "fewer neighbours")
         if head.kind == "attentive" and self.settings.pool != "map":
             raise UserError(f"pool={self.settings.pool}", "attentive pooling looks at all positions", "use pool=map")
+        if self.settings.zero_shot:
+            self.zero_shot = ZeroShotClassifier(self.denoiser, micro_batch=self.settings.micro_batch)
+            self.zero_shot_classes = match_classes(self.denoiser, self.store.classes, where)
+        if self.settings.labels_per_class:
+            label_subsets(train.numpy(), self.settings.labels_per_class, 1, self.settings.seed)
         if self.settings.contrastive and self.settings.draws < 2:
             raise UserError("draws=1", "contrastive metrics compare two noise draws", "use draws=2 or more")
 
@@ -145,15 +152,15 @@ class Probing:
         return bank
 
     def search(self) -> list[Cell]:
-        """Every layer at every noise level, by its validation accuracy; the best ones last to be fitted on everything.
+        """Every layer at every noise level, by its validation accuracy, all fitted on the same images.
 
-        With more than `screen` training images all places are compared on so many of them first. The two best noise
-        levels and the better half of the layers are then fitted on all images; those alone are in `finalists`.
+        With more than `screen` training images those are so many of them, and the two best noise levels with the
+        better half of the layers are fitted again on all: the `finalists`, from which the choice is made.
         """
         self.banks = {"validation": self.bank("validation")}
         everything = self.parts["train"]
         few = self.settings.screen
-        if few is None or len(everything.rows) <= few or self.bank_is_small:
+        if few is None or len(everything.rows) <= few or len(self.layers) * len(self.settings.sigmas) <= FINALISTS:
             self.banks["train"] = self.bank("train")
             self.finalists = self._fitted(single_places(self.banks["train"]))
             return self.finalists
@@ -165,13 +172,7 @@ class Probing:
         layers, sigmas = survivors(screened)
         self.banks["train"] = self.bank("train", layers, sigmas)
         self.finalists = self._fitted(single_places(self.banks["train"]))
-        final = {cell.places: cell for cell in self.finalists}
-        return [final.get(cell.places, cell) for cell in screened]
-
-    @property
-    def bank_is_small(self) -> bool:
-        """Whether there is nothing to screen: few places."""
-        return len(self.layers) * len(self.settings.sigmas) <= FINALISTS
+        return screened
 
     def _fitted(self, sets: Sequence[tuple[Place, ...]]) -> list[Cell]:
         labels = (self.parts["train"].labels, self.parts["validation"].labels)
@@ -222,8 +223,11 @@ class Probing:
 
     def calibrated(self, cell: Cell) -> float:
         """The temperature that makes a cell's validation probabilities honest."""
-        x = joined(self.banks["validation"], cell.places).mean(0)
-        return temperature(cell.head.logits(x), self.parts["validation"].labels)
+        x, labels = joined(self.banks["validation"], cell.places).mean(0), self.parts["validation"].labels
+        logits = cell.head.logits(x)
+        found = temperature(logits, labels)
+        # a validation part without an error would make every answer certain
+        return max(found, 1.0) if bool((logits.argmax(1) == labels).all()) else found
 
     def raw_pixels(self) -> dict[str, Any] | None:
         """The same head on raw pixels; None where they are too many to fit at once."""
@@ -277,7 +281,7 @@ class Probing:
         s = self.settings
         return Reader(self.denoiser, cell.places, s.pool, s.draws, s.seed, s.clean, s.micro_batch)
 
-    def save(self, path: Path, cell: Cell, model: str, at: str) -> None:
+    def save(self, path: Path, cell: Cell, model: str, at: str, own: bool) -> None:
         """Writes the cell as a probe that `twofold predict` reads."""
         s = self.settings
         facts = ProbeFacts(
@@ -291,6 +295,11 @@ class Probing:
             model=model,
             at=at,
             model_hash=model_hash(self.denoiser),
+            data=self.store.settings.source,
+            own=own,
+            image_shape=self.store.shape,
+            fit=self.store.settings.fit,
+            background=self.store.settings.background,
             temperature=self.calibrated(cell),
         )
         save_probe(path, facts, cell.head.tensors())

@@ -157,8 +157,12 @@ def probabilities(classifier: Classifier, images: Tensor, batch: int = 512) -> T
     Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W).
     """
     check_images(images)
+    by_pixels = getattr(classifier, "image_logits", None)  # of those that see more in an image than its x0
     with _evaluating(classifier) as device:
-        parts = [classifier.logits(PixelCodec().encode(part.to(device)), 0.0) for part in images.split(batch)]
+        parts = [
+            by_pixels(part) if by_pixels else classifier.logits(PixelCodec().encode(part.to(device)), 0.0)
+            for part in images.split(batch)
+        ]
     return torch.cat([part.cpu().double().softmax(1) for part in parts])
 
 

@@ -33,7 +33,8 @@ from ..taps import check_layers
 from .pooling import check_pool, pooled, pooled_width
 from .views import Views
 
-CHUNK = 1024  # images per file
+CHUNK = 1024  # images per file, at most,
+MOST_NUMBERS = 2**26  # of which no more features than this at one noise level: 256 MiB
 FORMAT = 1
 
 Images = Callable[[np.ndarray], Tensor]
@@ -70,8 +71,8 @@ class Bank:
     Made by `extract`. rows: the rows of the data the images are, in the order of the features.
     """
 
-    def __init__(self, folder: Path, grid: Grid, rows: np.ndarray) -> None:
-        self.folder, self.grid, self.rows = folder, grid, rows
+    def __init__(self, folder: Path, grid: Grid, rows: np.ndarray, chunk: int = CHUNK) -> None:
+        self.folder, self.grid, self.rows, self.chunk = folder, grid, rows, chunk
         self.layers, self.sigmas = grid.layers, grid.sigmas
 
     def __len__(self) -> int:
@@ -81,11 +82,20 @@ class Bank:
         """(views, images, D) float32 of one layer at one noise level; only these views, if any are named."""
         wanted = range(self.grid.views.count) if views is None else views
         parts = []
-        for chunk in range(chunks(len(self))):
+        for chunk in range(self.chunks):
             with safe_open(self.file(sigma, chunk), "np") as file:
                 part = file.get_slice(layer)
                 parts.append(np.concatenate([part[v : v + 1] for v in wanted]))
         return np.concatenate(parts, axis=1)
+
+    @property
+    def chunks(self) -> int:
+        """Files per noise level."""
+        return -(-len(self) // self.chunk)
+
+    def part(self, chunk: int) -> np.ndarray:
+        """The rows of one file."""
+        return self.rows[chunk * self.chunk : (chunk + 1) * self.chunk]
 
     def width(self, layer: str) -> int:
         """D of a layer's features."""
@@ -121,18 +131,18 @@ def extract(
     grid = grid.checked(denoiser)
     rows = np.asarray(rows, np.int64)
     facts = shelf_facts(denoiser, rows, data, grid)
-    bank = Bank(cache / "features" / _name(facts), grid, rows)
-    mine = list(range(chunks(len(rows))))[rank::world]
+    bank = Bank(cache / "features" / _name(facts), grid, rows, facts["chunk"])
+    mine = list(range(bank.chunks))[rank::world]
     todo = [(chunk, missing) for chunk in mine if (missing := bank.missing(chunk))]
     _claim(bank.folder, facts)
     if not todo:
         return bank
     _check_room(denoiser, bank, sum(len(missing) for _, missing in todo))
     shelf = _latent_shelf(denoiser, facts, cache)
-    done, total = 0, sum(_length(chunk, rows) for chunk, _ in todo)
+    done, total = 0, sum(len(bank.part(chunk)) for chunk, _ in todo)
     for chunk, missing in todo:
-        part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-        latents = _Latents(denoiser, shelf, grid.micro_batch, chunk)
+        part = bank.part(chunk)
+        latents = _Latents(denoiser, shelf, facts, chunk)
         for sigma, tensors in _computed(denoiser, images(part), grid, missing, latents).items():
             _check_finite(tensors, sigma)
             atomic_file(bank.file(sigma, chunk), lambda path, tensors=tensors: save_file(tensors, path))  # type: ignore[misc]
@@ -156,13 +166,15 @@ def shelf_facts(denoiser: Denoiser, rows: np.ndarray, data: str, grid: Grid) -> 
         "views": asdict(grid.views),
         "clean": grid.clean,
         "micro_batch": grid.micro_batch,
+        "chunk": chunk_size(denoiser, grid),
         "precision": str(autocast or "float32").removeprefix("torch."),
     }
 
 
-def chunks(images: int) -> int:
-    """Files per noise level."""
-    return -(-images // CHUNK)
+def chunk_size(denoiser: Denoiser, grid: Grid) -> int:
+    """Images per file: fewer where their features are many."""
+    width = sum(pooled_width(denoiser.layers[layer], denoiser.shape, grid.pool) for layer in grid.layers)
+    return max(1, min(CHUNK, MOST_NUMBERS // (width * grid.views.count)))
 
 
 def feature_maps(
@@ -211,17 +223,23 @@ def _computed(
 
 
 def _latent_shelf(denoiser: Denoiser, facts: dict[str, Any], cache: Path) -> Path | None:
-    """Where the latents of these images and views are kept; None for models of pixels."""
-    key = getattr(denoiser.codec, "key", None)
-    about = {name: facts[name] for name in ("data", "rows", "views")} | {"codec": key}
+    """Where the latents of these images are kept, with this augmentation; None for models of pixels."""
+    key, views = getattr(denoiser.codec, "key", None), facts["views"]
+    augmentation = {name: views[name] for name in ("flip", "shift", "seed")} if _augments(views) else None
+    about = {name: facts[name] for name in ("data", "rows", "chunk")} | {"codec": key, "augmentation": augmentation}
     return cache / "latents" / _name(about) if key else None
+
+
+def _augments(views: dict[str, Any]) -> bool:
+    return bool(views["flip"] or views["shift"])
 
 
 class _Latents:
     """x0 of a chunk's views, in micro-batches. Latents cost more than features, so they are kept: float16, by view."""
 
-    def __init__(self, denoiser: Denoiser, folder: Path | None, micro_batch: int, chunk: int) -> None:
-        self.codec, self.folder, self.micro_batch, self.chunk = denoiser.codec, folder, micro_batch, chunk
+    def __init__(self, denoiser: Denoiser, folder: Path | None, facts: dict[str, Any], chunk: int) -> None:
+        self.codec, self.folder, self.micro_batch, self.chunk = denoiser.codec, folder, facts["micro_batch"], chunk
+        self.augments = _augments(facts["views"])
 
     def batches(self, images: Tensor, view: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """(place in the chunk, x0 on the device) of all images."""
@@ -244,7 +262,7 @@ class _Latents:
 
     def _file(self, view: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"view-{view:04d}-{self.chunk:06d}.safetensors"
+        return self.folder / f"view-{view if self.augments else 0:04d}-{self.chunk:06d}.safetensors"
 
     def _kept(self, view: int) -> np.ndarray | None:
         if self.folder is None or not _whole(self._file(view)):
@@ -275,16 +293,12 @@ def _check_room(denoiser: Denoiser, bank: Bank, files: int) -> None:
     """Raises `UserError` where the disk has no room for so many files, before anything is computed."""
     grid = bank.grid
     width = sum(pooled_width(denoiser.layers[layer], denoiser.shape, grid.pool) for layer in grid.layers)
-    needed = 4 * width * grid.views.count * min(CHUNK, len(bank)) * files
+    needed = 4 * width * grid.views.count * min(bank.chunk, len(bank)) * files
     folder = next(p for p in [bank.folder, *bank.folder.parents] if p.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"the features need {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
         raise UserError(str(folder), what, "fewer layers, sigmas or views, pool=mean, or TWOFOLD_CACHE on another disk")
-
-
-def _length(chunk: int, rows: np.ndarray) -> int:
-    return min(CHUNK, len(rows) - chunk * CHUNK)
 
 
 def _name(facts: dict[str, Any]) -> str:

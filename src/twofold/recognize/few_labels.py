@@ -119,7 +119,8 @@ def _accuracies(
     fit, for the choices have the same labels in the same order."""
     chosen = torch.from_numpy(rows)
     heads = fit(torch.cat([x[chosen] for x, _ in pairs])[:, None], y[chosen[0]], ())
-    others = torch.cat([unseen.expand(len(chosen), -1, -1) for _, unseen in pairs])
+    several = [unseen.expand(len(chosen), -1, -1) for _, unseen in pairs]
+    others = torch.cat(several) if len(pairs) > 1 else several[0]  # one is not copied
     known = truth >= 0
     right = (heads.logits(others)[:, 0].argmax(-1) == truth)[:, known].double().mean(1)
     return right.view(len(pairs), len(chosen)).tolist()

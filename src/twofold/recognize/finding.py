@@ -23,18 +23,19 @@ class Answer:
 
 
 def answers(
-    cells: Sequence[Mapping[str, Any]], layers: Sequence[str], over_training: Sequence[Mapping[str, Any]] = ()
+    cells: Sequence[Mapping[str, Any]],
+    chosen: tuple[str, float],
+    layers: Sequence[str],
+    over_training: Sequence[Mapping[str, Any]] = (),
 ) -> list[Answer]:
     """What a grid of accuracies says.
 
-    cells: {places: [[layer, sigma]], validation: accuracy}, single places; `screened` ones saw fewer training images.
-    layers: all of the model, in order of execution.
+    cells: {places: [[layer, sigma]], validation: accuracy}, single places, all fitted on the same images.
+    chosen: the place that was chosen. layers: all of the model, in order of execution.
     over_training: {n_images, accuracy, frechet} of several snapshots.
     """
     table = {tuple(cell["places"][0]): cell["validation"] for cell in cells}
-    losses = {tuple(cell["places"][0]): cell.get("loss") or 0.0 for cell in cells}
-    final = [tuple(cell["places"][0]) for cell in cells if not cell.get("screened")]
-    layer, sigma = max(final, key=lambda place: (table[place], -losses[place]))  # as `choose` does
+    layer, sigma = chosen
     top = table[layer, sigma]
     found = [
         _middle_of_decoder(table, layers, layer, sigma),
@@ -82,7 +83,8 @@ def _before_samples(rows: Sequence[Mapping[str, Any]]) -> Answer:
     known = [row for row in rows if row.get("frechet") is not None]
     if len(known) < 3:
         return Answer(question, None, "no Fréchet distances were measured over training")
-    probe = max(known, key=lambda row: row["accuracy"])["n_images"]
+    top = max(row["accuracy"] for row in known)
+    probe = [row["n_images"] for row in known if row["accuracy"] == top][-1]  # of equal ones the latest
     frechet = min(known, key=lambda row: row["frechet"])["n_images"]
     evidence = f"accuracy is best at {probe:,} images, the Fréchet distance at {frechet:,}"
     return Answer(question, probe < frechet, evidence)

@@ -23,8 +23,11 @@ FORMAT = "1"
 
 @dataclass(frozen=True)
 class ProbeFacts:
-    """Everything about a probe but its numbers. kind: of head. model: where the denoiser is, relative to the file
-    where it is a path; at: its snapshot; model_hash: of the denoiser. temperature: divides logits (Guo et al. 2017).
+    """Everything about a probe but its numbers.
+
+    kind: of head. model: where the denoiser is, relative to the file where it is a path; at: its snapshot; model_hash:
+    of the denoiser. data: the source it was fitted on; own: whether that is what the denoiser was trained on.
+    image_shape, fit, background: how images are made the model's. temperature: divides logits (Guo et al. 2017).
     """
 
     kind: str
@@ -37,6 +40,11 @@ class ProbeFacts:
     model: str
     at: str
     model_hash: str
+    data: str
+    own: bool
+    image_shape: tuple[int, int, int]
+    fit: str = "crop"
+    background: str = "white"
     temperature: float = 1.0
 
 
@@ -46,15 +54,18 @@ class ProbeClassifier(nn.Module):
     `logits` adds the noise the probe was fitted at, keyed by the image's pixels, and averages over `draws`.
     """
 
-    def __init__(self, denoiser: Denoiser, head: Head, facts: ProbeFacts, micro_batch: int = 128) -> None:
+    def __init__(
+        self, denoiser: Denoiser, head: Head, facts: ProbeFacts, draws: int | None = None, micro_batch: int = 128
+    ) -> None:
         super().__init__()
         self.denoiser, self.head, self.facts = denoiser, head, facts
         for name, value in head.tensors().items():  # part of what this classifier is, as its hash must say
             self.register_buffer(f"head_{name}".replace(".", "_"), value)
         self.classes = self.class_names = list(facts.classes)
-        self.shape, self.codec = denoiser.shape, denoiser.codec
+        self.shape, self.codec = tuple(facts.image_shape), denoiser.codec
         places = [(layer, float(sigma)) for layer, sigma in facts.places]
-        self.reader = Reader(denoiser, places, facts.pool, facts.draws, facts.seed, facts.clean, micro_batch)
+        draws = facts.draws if draws is None else draws
+        self.reader = Reader(denoiser, places, facts.pool, draws, facts.seed, facts.clean, micro_batch)
 
     def image_logits(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> (N, K) on the CPU; their softmax is calibrated on the validation part."""
@@ -87,4 +98,5 @@ def read_probe(path: Path) -> tuple[ProbeFacts, dict[str, Tensor]]:
     if facts.pop("format") != FORMAT:
         raise UserError(str(path), f"has another format than {FORMAT}", "run `twofold probe` again")
     facts["places"] = [(layer, sigma) for layer, sigma in facts["places"]]
+    facts["image_shape"] = tuple(facts["image_shape"])
     return ProbeFacts(**facts), tensors

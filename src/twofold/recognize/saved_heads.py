@@ -21,20 +21,18 @@ LEAST = 1e-6  # share of votes of a class that nobody votes for
 class Votes:
     """Nearest neighbours as a head: its logits are the logarithms of the shares of votes."""
 
-    features: Tensor
-    labels: Tensor
     knn: KNN
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int, k: int, temperature: float | None) -> Votes:
-        return cls(features, labels, KNN(features, labels, classes, k, temperature))
+        return cls(KNN(features, labels, classes, k, temperature))
 
     def logits(self, x: Tensor) -> Tensor:
         return self.knn.scores(x).clamp(min=LEAST).log()
 
     def tensors(self) -> dict[str, Tensor]:
         how = torch.tensor([self.knn.classes, self.knn.k, self.knn.temperature or 0.0], dtype=torch.float64)
-        return {"features": self.features, "labels": self.labels, "how": how}
+        return {"features": self.knn.features, "labels": self.knn.labels, "how": how}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Votes:

@@ -81,7 +81,7 @@ def report_run(
 
 def newest_finding(run: Run) -> dict[str, Any] | None:
     """What the newest probe of the run found, None where there is none."""
-    probe = newest_probe(run.path)
+    probe = newest_probe(run.path)  # on the run's own data, where there is one
     if probe is None or not (probe / "result.json").is_file():
         return None
     return json.loads((probe / "result.json").read_text())

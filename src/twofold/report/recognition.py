@@ -13,9 +13,9 @@ from .grids import short_count
 MOST_NUMBERED = 120  # cells of a heat map that carry their number
 
 
-def heat_map(cells: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Validation accuracy of every layer (rows, in order of execution) at every noise level (columns); the best is
-    framed. cells: {places: [[layer, sigma]], validation}. None where there are fewer than two."""
+def heat_map(cells: Sequence[Mapping[str, Any]], chosen: tuple[str, float]) -> bytes | None:
+    """Validation accuracy of every layer (rows, in order of execution) at every noise level (columns); the chosen one
+    is framed. cells: {places: [[layer, sigma]], validation}. None where there are fewer than two."""
     places = [tuple(cell["places"][0]) for cell in cells]
     if len(places) < 2:
         return None
@@ -43,7 +43,7 @@ def heat_map(cells: Sequence[Mapping[str, Any]]) -> bytes | None:
                 axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
         from matplotlib.patches import Rectangle
 
-        row, column = np.unravel_index(np.nanargmax(table), table.shape)
+        row, column = layers.index(chosen[0]), sigmas.index(chosen[1])
         axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, edgecolor=ORANGE, linewidth=2))
         bar = figure.colorbar(shown, ax=axis, pad=0.02, extend="min")
         bar.set_label("validation accuracy (%)")
@@ -71,7 +71,7 @@ def label_curve(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
             axis.plot(k, [100 * row[key] for row in rows], line, color=colour, marker=mark, markersize=4, label=name)
             axis.fill_between(k, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.set_xscale("log")
-        axis.set_xticks(k, [f"{value:,}" for value in k])
+        axis.set_xticks(k, ["all" if row.get("all") else f"{row['k']:,}" for row in rows])
         axis.minorticks_off()
         axis.set_xlabel("labelled images of each class")
         axis.set_ylabel("test accuracy (%)")
@@ -114,7 +114,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
 def pictures(found: Mapping[str, Any]) -> dict[str, bytes | None]:
     """The figures a probe's result has data for."""
     return {
-        "features": heat_map(found["cells"]),
+        "features": heat_map(found["cells"], tuple(found["results"]["one layer"]["places"][0])),
         "labels": label_curve(found["labels_per_class"]),
         "training": training_curves(found["over_training"]),
     }
@@ -141,7 +141,7 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
         rows[-1]["where"] = where
     return {
         "summary": f"Without training it again, the denoiser tells {len(found['classes'])} classes apart: "
-        f"{percent(chosen['accuracy'])} of {images['test']:,} test images, by a linear head on {images['train']:,} "
+        f"{percent(chosen['accuracy'])} of {images['test']:,} test images, by a head on {images['train']:,} "
         f"labelled training images, chosen on {images['validation']:,} validation images. Averaged over noise draws: "
         f"{percent(chosen['averaged'])}.",
         "rows": rows,
@@ -157,7 +157,7 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
 def _few_row(row: Mapping[str, Any]) -> dict[str, str]:
     half = lambda interval: 50 * (interval[1] - interval[0])  # noqa: E731
     return {
-        "name": f"{row['k']:,}",
+        "name": f"all ({row['k']:,})" if row.get("all") else f"{row['k']:,}",
         "accuracy": f"{percent(row['accuracy'])} ± {half(row['interval']):.1f}",
         "raw": f"{percent(row['raw'])} ± {half(row['raw_interval']):.1f}" if "raw" in row else "",
         "where": places_text(row["places"]),

@@ -76,7 +76,7 @@ CAPTIONS = {
     "trajectory": "From noise to image, left to right. The numbers are the noise level sigma at each step.",
     "classes": "How often each class occurs among generated and among real images, as the classifier sees it.",
     "features": "Accuracy of a linear classifier on the features of every layer (top to bottom as the network runs) at "
-    "every noise level, on validation images. The frame marks the best, by which layer and level are chosen.",
+    "every noise level, on validation images. The frame marks the place that was chosen.",
     "labels": "Test accuracy with so many labelled images of each class, the same images for both curves; bands: 95 % "
     "intervals over random choices of them. Layer and noise level are chosen on validation images.",
     "training": "The best classifier on the features, the samples, and the features' geometry, at several moments of "

@@ -80,16 +80,27 @@ def _download(name: str) -> Path:
         raise UserError(name, f"no such folder here, and the hub did not give it ({reason})", hint) from None
 
 
-def newest_probe(run: str | Path) -> Path | None:
-    """The folder of the probe that was finished last in a run, None where there is none."""
-    found = sorted(Path(run).glob(f"probes/*/{PROBE}"), key=lambda file: (file.stat().st_mtime_ns, str(file)))
-    return found[-1].parent if found else None
+def newest_probe(*places: str | Path, model: str | None = None) -> Path | None:
+    """The folder of the newest probe below `places` (runs, or the folder that `twofold probe` was called in).
+
+    model: only probes of the denoiser with this hash. Probes on the data that the denoiser was trained on come first,
+    whatever their age. None where there is none.
+    """
+    files = [file for place in places for file in Path(place).glob(f"probes/*/{PROBE}")]
+    found = [
+        (facts.own, file.stat().st_mtime_ns, str(file))
+        for file in files
+        for facts in [read_probe(file)[0]]
+        if model is None or facts.model_hash == model
+    ]
+    return Path(max(found)[2]).parent if found else None
 
 
-def load_probe(source: str | Path, device: torch.device | str = "cpu") -> ProbeClassifier:
+def load_probe(source: str | Path, device: torch.device | str = "cpu", draws: int | None = None) -> ProbeClassifier:
     """The classifier in a probe's folder (or its file), with the denoiser it was fitted on.
 
-    Raises `UserError` where the denoiser is not there any more, or is another one now.
+    draws: noise draws that are averaged; default: as many as it was tested with. Raises `UserError` where the denoiser
+    is not there any more, or is another one now.
     """
     file = Path(source) / PROBE if Path(source).is_dir() else Path(source)
     if not file.is_file():
@@ -100,4 +111,4 @@ def load_probe(source: str | Path, device: torch.device | str = "cpu") -> ProbeC
     if not isinstance(denoiser, Denoiser) or model_hash(denoiser) != facts.model_hash:
         what = f"was fitted on another model than {facts.model} now holds"
         raise UserError(str(file), what, "run `twofold probe` again")
-    return ProbeClassifier(denoiser, restore(facts.kind, tensors), facts)
+    return ProbeClassifier(denoiser, restore(facts.kind, tensors), facts, draws)

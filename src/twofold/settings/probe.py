@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from .base import Settings
 from .data import DataSettings
@@ -16,7 +16,7 @@ class Logistic(Settings):
     """Logistic regression on standardised features (a BatchNorm and a linear layer, in closed form), by L-BFGS."""
 
     kind: Literal["logistic"] = "logistic"
-    l2: tuple[NonNegativeFloat, ...] = Field(
+    l2: tuple[PositiveFloat, ...] = Field(
         STRENGTHS, min_length=1, description="strengths of L2 to choose from on the validation part"
     )
     standardise: bool = Field(True, description="divide each feature by its standard deviation first")
@@ -26,7 +26,7 @@ class Ridge(Settings):
     """Least squares to one-hot targets, in closed form."""
 
     kind: Literal["ridge"] = "ridge"
-    l2: tuple[NonNegativeFloat, ...] = Field(
+    l2: tuple[PositiveFloat, ...] = Field(
         STRENGTHS, min_length=1, description="strengths of L2 to choose from on the validation part"
     )
     standardise: bool = Field(True, description="divide each feature by its standard deviation first")
@@ -86,7 +86,7 @@ class ProbeSettings(Settings):
         (2, 4, 8), description="also join the best so many layers, each at its best noise level; empty: none"
     )
     labels_per_class: tuple[PositiveInt, ...] = Field(
-        (), description="label-efficiency curve: labelled images of each class; empty: none"
+        (), description="label-efficiency curve: labelled images of each class, then all; empty: none"
     )
     label_draws: int = Field(5, ge=2, description="random choices of those labelled images")
     contrastive: bool = Field(False, description="also alignment and uniformity of every layer")
@@ -134,7 +134,12 @@ class PredictSettings(Settings):
     layers: tuple[str, ...] = Field((), description="embed: layers to join; default: those of the probe, or the middle")
     sigma: float | None = Field(None, ge=0, description="embed: noise level; default: that of the probe, or 0.05")
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
-    draws: int = Field(5, ge=1, description="noise draws that are averaged")
+    draws: int | None = Field(
+        None, ge=1, description="noise draws that are averaged; default: those of the probe, or 5"
+    )
+    score: Literal["mean", "peak"] = Field(
+        "mean", description="anomaly: over the whole image, or the highest 1 % of its map, for small defects"
+    )
     on_bad_image: Literal["error", "skip"] = Field("error", description="an unreadable file ends the run or is skipped")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the network; auto: what is fastest here"
