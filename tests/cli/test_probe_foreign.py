@@ -73,7 +73,7 @@ def test_new_images_are_answered_as_those_of_the_probe_were(
 ) -> None:
     """A latent model resizes images itself; what it was fitted on came in the size of its data."""
     monkeypatch.chdir(tmp_path)
-    folder = peers.pipeline(tmp_path / "dit", peers.transformer(), peers.autoencoder())
+    peers.pipeline(tmp_path / "dit", peers.transformer(), peers.autoencoder())
     words = [f"data={photos}", "layers=[block.1]", "sigmas=[0.3]", "draws=2", "concat=[]", "--quiet"]
     assert main(["probe", "dit", *words]) == 0
     assert main(["predict", "dit", str(photos), "--quiet", "--out", "o.csv"]) == 0  # finds its probe below here

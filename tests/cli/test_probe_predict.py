@@ -316,7 +316,7 @@ def test_unreadable_images(probed: Path, tmp_path: Path, capsys: pytest.CaptureF
     [
         (["--out", "x.txt"], "end it in .csv or .parquet"),
         (["probe=/nowhere"], "holds no probe"),
-        (["good=cat", "anomaly=true"], "IMAGES have no such class"),
+        (["good=cat", "anomaly=true"], "none of this name"),
         (["embed=true", "layers=[nose]"], "no such layer"),
         (["good=1"], "add anomaly=true"),
         (["sigma=0.3"], "add embed=true"),
@@ -343,9 +343,12 @@ def test_a_probe_whose_model_changed_is_refused(
 ) -> None:
     run = make_run(tmp_path / "a")
     assert main(["probe", str(run), *GRID, "concat=[]"]) == 0
+    probe = newest_probe(run)
     make_run(run, seed=5)
-    assert main(["predict", str(run), str(photos), "--quiet"]) == 2
+    assert main(["predict", str(probe), str(photos), "--quiet"]) == 2
     assert "another model" in said(capsys)
+    assert main(["predict", str(run), str(photos), "--quiet"]) == 2
+    assert "without a probe" in said(capsys)  # one of another model is not taken
 
 
 def test_a_table_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -202,15 +202,15 @@ def test_it_acts_at_the_levels_the_classifier_knows() -> None:
 def test_classes_are_matched_by_name_where_both_have_names() -> None:
     oracle = mixture()
     oracle.class_names = ["cat", "dog", "eel"]
-    assert match_classes(oracle, Counting(["eel", "fly", "cat", "dog"])) == (2, 3, 0)
-    assert match_classes(oracle, Counting()) == (0, 1, 2)  # a classifier of numbers
+    assert match_classes(oracle, Counting(["eel", "fly", "cat", "dog"]).classes) == (2, 3, 0)
+    assert match_classes(oracle, Counting().classes) == (0, 1, 2)  # a classifier of numbers
     with pytest.raises(UserError, match="guide: does not know the model's class 'dog'; did you mean 'dogs'"):
-        match_classes(oracle, Counting(["cat", "dogs", "eel"]))
+        match_classes(oracle, Counting(["cat", "dogs", "eel"]).classes)
     oracle.class_names = []
-    assert match_classes(oracle, Counting(["eel", "cat", "dog"])) == (0, 1, 2)
+    assert match_classes(oracle, Counting(["eel", "cat", "dog"]).classes) == (0, 1, 2)
     with pytest.raises(UserError, match="guide: knows 2 classes, the model 3"):
-        match_classes(oracle, Counting(["cat", "dog"]))
-    assert match_classes(mixture(labels=False), Counting(["cat", "dog"])) == (0, 1)
+        match_classes(oracle, Counting(["cat", "dog"]).classes)
+    assert match_classes(mixture(labels=False), Counting(["cat", "dog"]).classes) == (0, 1)
     by = make_guide(mixture(labels=False), Counting(), 1.0)
     assert by.labels(torch.tensor([2, -1, 0])).tolist() == [2, -1, 0]
     oracle.class_names = ["cat", "dog", "eel"]
