@@ -20,8 +20,9 @@ import twofold
 from twofold.cli.main import main
 from twofold.cli.tablefile import TableFile
 from twofold.data import open_store
+from twofold.learn.inherit import probed_layer
 from twofold.recognize.probe import ProbeClassifier
-from twofold.run import load, load_probe, newest_probe
+from twofold.run import Run, load, load_probe, newest_probe
 from twofold.settings.data import DataSettings
 
 from .test_sample_evaluate import make_run
@@ -81,6 +82,15 @@ def test_result_is_complete(probed: Path) -> None:
     assert found["zero_shot"]["images"] == 4 and 0 <= found["zero_shot"]["agreement"] <= 1
     assert any("class-conditional" in warning for warning in found["warnings"])
     assert found["source"]["path"] == str(probed) and found["data"]["hash"] and found["versions"]["torch"]
+
+
+def test_fine_tuning_starts_at_the_best_layer(probed: Path, tmp_path: Path) -> None:
+    assert probed_layer(str(probed)) == result(probed)["results"]["one layer"]["places"][0][0]
+    assert probed_layer(str(make_run(tmp_path / "bare"))) is None
+    words = [f"init_from={probed}", "train.n_images=64", "train.batch_size=32", "--quiet"]
+    assert main(["train", "finetune", *words, "--out", str(tmp_path / "f")]) == 0
+    settings = Run.open(tmp_path / "f").settings()
+    assert settings.network.layer == probed_layer(str(probed))  # type: ignore[union-attr]
 
 
 def test_page_and_figures(probed: Path) -> None:

@@ -5,6 +5,7 @@ Both are taken once. From then on the run stands by itself: its settings are com
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
 from ..codec import PixelCodec
@@ -13,7 +14,7 @@ from ..errors import UserError
 from ..networks.trunk import Trunk, middle_layer
 from ..networks.unet import UNet
 from ..recognize.classifier import NetworkClassifier
-from ..run import Run, load
+from ..run import Run, load, newest_probe
 from ..settings.network import TrunkSettings, UNetSettings
 from ..settings.noise import EDMNoise, FlowNoise, VPNoise
 from ..settings.resolve import differences
@@ -36,15 +37,25 @@ def inherit(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) 
     begun = earlier.settings() if any((earlier.path / "state").glob("[0-9]*")) else None
     if begun is not None and isinstance(begun.network, TrunkSettings) and begun.init_from == settings.init_from:
         source: Any = begun.network.unet, begun.noise
+        best = begun.network.layer  # a probe made since changes nothing
     else:
         denoiser: Any = _source(settings.init_from)
         check_shapes(f"init_from={settings.init_from}", denoiser.shape, shape)
         source = denoiser.network.settings, denoiser.family.settings
+        best = probed_layer(settings.init_from)
     unet = _taken(network.unet, source[0], OWN_UNET, "network.unet", settings.init_from)
     given = settings.noise if "noise" in settings.model_fields_set else None
     noise = _taken(given, source[1], OWN_NOISE, "noise", settings.init_from)
-    update = {"unet": unet, "layer": network.layer or middle_layer(unet)}
+    update = {"unet": unet, "layer": network.layer or best or middle_layer(unet)}
     return settings.model_copy(update={"network": network.model_copy(update=update), "noise": noise})
+
+
+def probed_layer(source: str) -> str | None:
+    """The best layer of a run by its newest probe, None where it has not been probed."""
+    probe = newest_probe(source)
+    if probe is None or not (probe / "result.json").is_file():
+        return None
+    return str(json.loads((probe / "result.json").read_text())["results"]["one layer"]["places"][0][0])
 
 
 def start_from(model: NetworkDenoiser | NetworkClassifier, settings: TrainSettings) -> list[str]:

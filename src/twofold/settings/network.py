@@ -97,7 +97,8 @@ class TrunkSettings(Settings):
 
     kind: Literal["trunk"] = "trunk"
     layer: str | None = Field(
-        None, description="the last layer that is kept (dec.5, or its alias out_6); null = the decoder's middle one"
+        None,
+        description="last layer kept (dec.5, alias out_6); null = the best of its probe, else the middle",
     )
     head: Literal["linear", "mlp"] = Field("linear", description="linear, or an MLP that is told the noise level too")
     freeze: bool = Field(False, description="train the head alone")
