@@ -329,7 +329,7 @@ def test_unreadable_images(probed: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["good=cat", "anomaly=true"], "none of this name"),
         (["embed=true", "layers=[nose]"], "no such layer"),
         (["good=1"], "add anomaly=true"),
-        (["sigma=0.3"], "add embed=true"),
+        (["layers=[mid]"], "add embed=true"),
     ],
 )
 def test_predict_mistakes(
@@ -442,3 +442,23 @@ def test_features_at_the_level_that_was_asked_for(probed: Path, photos: Path, tm
         out = ["--out", str(tmp_path / f"{sigma}.csv"), "--quiet"]
         assert main(["predict", str(probed), str(photos / "1"), "embed=true", f"sigma={sigma}", *out]) == 0
     assert (tmp_path / "0.1.csv").read_bytes() != (tmp_path / "0.5.csv").read_bytes()
+
+
+def test_a_classifier_of_noisy_images_is_asked_at_its_level(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train.n_images=64", "train.batch_size=32", "objective.sigma=0.3", "--quiet"]
+    assert main(["train", "finetune", f"init_from={run}", *words, "--out", str(tmp_path / "f")]) == 0
+    answers = {}
+    for level in ("", "sigma=0.3", "sigma=0", "sigma=1"):
+        out = tmp_path / f"at{level}.csv"
+        assert main(["predict", str(tmp_path / "f"), str(photos / "1"), *filter(None, [level]), "--out", str(out)]) == 0
+        answers[level] = out.read_text()
+    assert answers[""] == answers["sigma=0.3"]  # by default the level it was trained at
+    assert len(set(answers.values())) == 3
+    capsys.readouterr()
+    judge = make_run(tmp_path / "judge", "digits-classifier")
+    assert main(["predict", str(judge), str(photos), "sigma=0.3", "--quiet"]) == 2
+    assert "clean images" in said(capsys)
+    assert main(["predict", str(tmp_path / "f"), str(photos), "sigma=1000", "--quiet"]) == 2
+    assert "the classifier knows" in said(capsys)

@@ -121,7 +121,19 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
             raise UserError(name, f"{source} holds a classifier", "give the run of a denoiser")
     if hasattr(model, "denoiser"):
         prepare(model.denoiser, settings.precision, device)
+    if settings.sigma is not None:
+        model.sigma = level_of(model, settings.sigma)
     return classifying(model)
+
+
+def level_of(model: Any, sigma: float) -> float:
+    """The noise level to ask a classifier at. Raises `UserError` for one that knows no noise, or not this much."""
+    if getattr(model, "sigma_range", None) is None:
+        raise UserError(f"sigma={sigma:g}", "this classifier is asked about clean images", "leave sigma out")
+    low, high = model.sigma_range
+    if sigma and not low <= sigma <= high:
+        raise UserError(f"sigma={sigma:g}", f"the classifier knows {low:.4g} to {high:.4g}", "or 0, the clean image")
+    return sigma
 
 
 def classifying(model: Any) -> Answerer:
@@ -129,11 +141,7 @@ def classifying(model: Any) -> Answerer:
     from ..measure import probabilities
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
-        if hasattr(model, "image_logits"):
-            found = model.image_logits(images).double().softmax(1)
-        else:
-            found = probabilities(model, images)
-        return probability_columns(found, model.classes)
+        return probability_columns(probabilities(model, images), model.classes)
 
     facts = getattr(model, "facts", None)
     fitted = {"fit": facts.fit, "background": facts.background} if facts else {}
@@ -145,9 +153,8 @@ def check_words(settings: PredictSettings) -> None:
     for name in ("normal", "good"):
         if getattr(settings, name) is not None and not settings.anomaly:
             raise UserError(f"{name}={getattr(settings, name)}", "is about anomalies", "add anomaly=true")
-    for name, given in (("layers", settings.layers), ("sigma", settings.sigma is not None)):
-        if given and not settings.embed:
-            raise UserError(name, "says which features are written", "add embed=true")
+    if settings.layers and not settings.embed:
+        raise UserError("layers", "says which features are written", "add embed=true")
 
 
 def zero_shot(model: Denoiser, settings: PredictSettings) -> Answerer:

@@ -160,14 +160,14 @@ def check_foreign(source: str, denoiser: Any, store: Store) -> None:
     import numpy as np
 
     from ..adapters.suspicion import FEWEST, refuse_suspicious
+    from ..generate.sample import place
     from ..learn.fastest import step_flops
 
     rows = store.indices("train")
     if len(rows) < FEWEST:
         return
     rows = rows[np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(np.int64)]
-    device = next(denoiser.parameters()).device
-    x0 = denoiser.codec.encode(store.batch(rows).to(device))
+    x0 = denoiser.codec.encode(store.batch(rows).to(place(denoiser)[0]))
     refuse_suspicious(source, denoiser, x0, each=step_flops(denoiser, denoiser.shape) < EACH)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..files import atomic_file, atomic_json
+from ..generate.sample import place
 from ..hashing import model_hash
 from ..noise import add
 from ..taps import check_layers
@@ -201,13 +202,13 @@ def _computed(
     denoiser: Denoiser, images: Tensor, grid: Grid, sigmas: list[float], latents: _Latents
 ) -> dict[float, dict[str, np.ndarray]]:
     """{sigma: {layer: (views, images, D)}} of a chunk of images; every view is encoded once for all noise levels."""
-    device = next(denoiser.parameters()).device
+    device = place(denoiser)[0]
     rows: dict[float, list[np.ndarray]] = {sigma: [] for sigma in sigmas}
     widths: list[int] = []
     for view in range(grid.views.count):
         seen, noise = grid.views.make(images, view, denoiser.shape)
-        for place, x0 in latents.batches(seen, view, device):
-            eps = noise[place].to(device, non_blocking=True)
+        for part, x0 in latents.batches(seen, view, device):
+            eps = noise[part].to(device, non_blocking=True)
             for sigma in sigmas:
                 maps = feature_maps(denoiser, x0, eps, sigma, grid.layers, grid.clean)
                 vectors = [pooled(maps[layer], grid.pool) for layer in grid.layers]

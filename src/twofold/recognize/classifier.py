@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import PixelCodec
-from ..noise import Family, as_sigma, expand
+from ..generate.sample import place
+from ..noise import Family, add, as_sigma, expand
 from ..taps import Layer
+from .views import image_noise
 
 
 class NetworkClassifier(nn.Module):
@@ -64,6 +66,13 @@ class NetworkClassifier(nn.Module):
         elif float(sigma.max()) > 0:
             raise ValueError("this classifier was trained on clean images; give it sigma = 0")
         return self(x, sigma)
+
+    def image_logits(self, images: Tensor) -> Tensor:
+        """(B, K) for uint8 images (B, C, H, W), at the level `sigma`, with noise that belongs to their pixels."""
+        x0 = self.codec.encode(images.to(place(self)[0]))
+        if self.sigma == 0:
+            return self.logits(x0, 0.0)
+        return self.logits(add(x0, image_noise(images, self.shape).to(x0.device), self.sigma), self.sigma)
 
     def _named(self, sigma: Tensor) -> Tensor:
         """sigma as the network is told it: 0 becomes the smallest level there is."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import UserError
+from ..generate.sample import place
 from ..taps import check_layers
 from .bank import feature_maps
 from .choose import Place
@@ -50,7 +51,7 @@ class Reader:
         return torch.cat([self._read(part) for part in images.split(self.micro_batch)])
 
     def _read(self, images: Tensor) -> Tensor:
-        device = next(self.denoiser.parameters()).device
+        device = place(self.denoiser)[0]
         x0 = self.denoiser.codec.encode(images.to(device))
         sums: dict[Place, Tensor] = {}
         for draw in range(self.draws):

@@ -132,7 +132,11 @@ class PredictSettings(Settings):
         None, description="anomaly: the class of good parts among IMAGES; then the AUROC is said as well"
     )
     layers: tuple[str, ...] = Field((), description="embed: layers to join; default: those of the probe, or the middle")
-    sigma: float | None = Field(None, ge=0, description="embed: noise level; default: that of the probe, or 0.05")
+    sigma: float | None = Field(
+        None,
+        ge=0,
+        description="noise level: of features (default: the probe's, or 0.05), or of a classifier of noisy images",
+    )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
     draws: int | None = Field(
         None, ge=1, description="noise draws that are averaged; default: those of the probe, or 5"
