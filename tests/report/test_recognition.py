@@ -101,3 +101,12 @@ def test_page_of_a_run_with_a_probe(tmp_path: Path) -> None:
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"features", "labels", "training"}
     bare = write_report(tmp_path, Report("title", recognition=result(labels_per_class=[], over_training=[])))
     assert "Labels per class" not in bare.read_text()
+
+
+def test_accuracy_against_noise_is_drawn() -> None:
+    rows = [
+        {"sigma": sigma, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+        for sigma, a in ((0.0, 0.98), (0.1, 0.97), (1.0, 0.6), (10.0, 0.1))
+    ]
+    one, two = recognition.noise_curves({"a": rows}), recognition.noise_curves({"a": rows, "b": rows[1:]})
+    assert pixels(one)[..., 3].any() and one != two

@@ -82,9 +82,10 @@ def evaluate(
     say("loading the model and the data ...", quiet)
     from ..data import open_store
     from ..denoiser import Denoiser
-    from ..files import atomic_json
+    from ..files import atomic_bytes, atomic_json
     from ..hashing import weights_hash
     from ..learn.training import make_accelerator
+    from ..report.recognition import noise_curves
     from ..run import Run, load
     from ..run.load import is_model
 
@@ -109,7 +110,11 @@ def evaluate(
     found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
     out = out or home_of(path) / "evaluations"
     out.mkdir(parents=True, exist_ok=True)
-    atomic_json(out / f"{settings_hash(settings)}-{name[:8]}.json", found)
+    base = out / f"{settings_hash(settings)}-{name[:8]}"
+    atomic_json(base.with_suffix(".json"), found)
+    if found.get("noise"):
+        atomic_bytes(base.with_suffix(".png"), noise_curves({path.name: found["noise"]}))
+        say(f"accuracy against noise: {base.with_suffix('.png')}", quiet)
     page = None
     if given is not None and isinstance(model, Denoiser) and (path / "settings.yaml").is_file():
         from ..report.build import report_run

@@ -111,6 +111,31 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         return png_of(figure)
 
 
+def noise_curves(classifiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Accuracy of classifiers, by name, over the noise level of the images, with 95 % intervals; the clean image stands
+    at the left edge. Rows {sigma, accuracy, low, high}, as `recognize.noise_curve` gives them."""
+    positive = [row["sigma"] for rows in classifiers.values() for row in rows if row["sigma"] > 0]
+    clean = min(positive, default=1.0) / 2
+    colours, lines = (BLUE, ORANGE, INK), ("-", "--", ":")
+    with drawn() as figure_of:
+        figure = figure_of(4.4, 2.8)
+        axis = figure.subplots()
+        for i, (name, rows) in enumerate(classifiers.items()):
+            sigmas = [row["sigma"] or clean for row in rows]
+            colour, line = colours[i % 3], lines[i // 3 % 3]
+            axis.plot(
+                sigmas, [100 * r["accuracy"] for r in rows], line, color=colour, marker="o", markersize=3, label=name
+            )
+            low, high = ([100 * row[side] for row in rows] for side in ("low", "high"))
+            axis.fill_between(sigmas, low, high, color=colour, alpha=0.18, linewidth=0)
+        axis.set_xscale("log")
+        axis.set_xlabel("noise level sigma")
+        axis.set_ylabel("accuracy (%)")
+        if len(classifiers) > 1:
+            axis.legend(loc="upper right")
+        return png_of(figure)
+
+
 def pictures(found: Mapping[str, Any]) -> dict[str, bytes | None]:
     """The figures a probe's result has data for."""
     return {
