@@ -129,6 +129,7 @@ def noise_curves(classifiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> byte
             low, high = ([100 * row[side] for row in rows] for side in ("low", "high"))
             axis.fill_between(sigmas, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_xlabel("noise level sigma")
         axis.set_ylabel("accuracy (%)")
         if len(classifiers) > 1:
