@@ -24,8 +24,8 @@ def rows_of(found: dict[str, Any]) -> dict[str, float]:
     rows = {name: row["accuracy"] for name, row in found["results"].items()}
     rows |= {f"{name}, draws averaged": r["averaged"] for name, r in found["results"].items() if "averaged" in r}
     for row in found["labels_per_class"]:
-        rows[f"{row['k']} labels per class"] = row["accuracy"]
-        rows[f"{row['k']} labels per class, raw pixels"] = row["raw"]
+        name = "all labels" if row.get("all") else f"{row['k']} labels per class"
+        rows[name], rows[f"{name}, raw pixels"] = row["accuracy"], row["raw"]
     return rows
 
 
@@ -52,9 +52,8 @@ def main() -> None:
         )
     for answers in zip(*verdicts, strict=True):
         holds = [holds for _, holds, _ in answers]
-        print(
-            f"{answers[0][0]} yes in {holds.count(True)} of {len(holds)} runs ({'; '.join(e for _, _, e in answers)})"
-        )
+        counts = f"yes in {holds.count(True)}, no in {holds.count(False)} of {len(holds)} runs"
+        print(f"{answers[0][0]} {counts} ({'; '.join(e for _, _, e in answers)})")
 
 
 if __name__ == "__main__":

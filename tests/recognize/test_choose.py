@@ -162,17 +162,27 @@ LAYERS = ["enc.0", "mid", "dec.0", "dec.1", "dec.2"]
 
 def test_the_published_shape_is_recognized() -> None:
     over = [{"n_images": n, "accuracy": a, "frechet": f} for n, a, f in ((1, 0.8, 5), (2, 0.9, 3), (3, 0.85, 2))]
-    assert [answer.holds for answer in answers(GRID, ("dec.1", 0.1), LAYERS, over)] == [True] * 5
+    assert [answer.holds for answer in answers(GRID, ("dec.1", 0.1), LAYERS, 10_000, over)] == [True] * 5
 
 
 def test_another_shape_is_not() -> None:
     turned = [{**cell, "validation": 1 - cell["validation"]} for cell in GRID]
     over = [{"n_images": n, "accuracy": a, "frechet": f} for n, a, f in ((1, 0.8, 2), (2, 0.9, 3), (3, 0.95, 2.5))]
-    assert [answer.holds for answer in answers(turned, ("enc.0", 0.8), LAYERS, over)] == [False] * 5
+    assert [answer.holds for answer in answers(turned, ("enc.0", 0.8), LAYERS, 10_000, over)] == [False] * 5
 
 
 def test_too_small_a_grid_says_nothing() -> None:
     one = [cell for cell in GRID if cell["places"] == [["mid", 0.1]]]
-    assert [answer.holds for answer in answers(one, ("mid", 0.1), LAYERS)] == [None, True, None, None]
+    assert [answer.holds for answer in answers(one, ("mid", 0.1), LAYERS, 10_000)] == [None, None, None, None]
     no_frechet = [{"n_images": n, "accuracy": 0.5, "frechet": None} for n in range(3)]
-    assert answers(GRID, ("dec.1", 0.1), LAYERS, no_frechet)[-1].holds is None
+    assert answers(GRID, ("dec.1", 0.1), LAYERS, 10_000, no_frechet)[-1].holds is None
+
+
+def test_few_validation_images_decide_nothing() -> None:
+    """Four points are two standard errors of 180 images, but less than one of 20."""
+    over = [{"n_images": n, "accuracy": a, "frechet": f} for n, a, f in ((1, 0.85, 5), (2, 0.9, 3), (3, 0.88, 2))]
+    many = [answer.holds for answer in answers(GRID, ("dec.1", 0.1), LAYERS, 10_000, over)]
+    few = [answer.holds for answer in answers(GRID, ("dec.1", 0.1), LAYERS, 20, over)]
+    assert many == [True] * 5 and few[-1] is None and None in few[:4]
+    flat = [{**cell, "validation": 1.0} for cell in GRID]  # everything right everywhere: nothing is known
+    assert [answer.holds for answer in answers(flat, ("dec.1", 0.1), LAYERS, 50)] == [None] * 4

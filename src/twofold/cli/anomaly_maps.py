@@ -13,7 +13,8 @@ from PIL import Image
 from ..files import atomic_bytes
 
 WIDE = 256  # pixels of the longer side that small images are enlarged to
-FULL = 6.0  # standard deviations of good parts at which the overlay is opaque
+FULL = 6.0  # standard deviations of good parts at which the overlay is strongest,
+MOST = 0.7  # and how strong that is: what is beneath stays visible
 
 
 def write_map(folder: Path, name: str, image: Any, map: np.ndarray) -> str:
@@ -25,7 +26,7 @@ def write_map(folder: Path, name: str, image: Any, map: np.ndarray) -> str:
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.map.png"
     pixels = np.asarray(image).transpose(1, 2, 0)
     grey = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float64)
-    share = np.clip((map - 1) / (FULL - 1), 0, 1)[..., None]
+    share = MOST * np.clip((map - 1) / (FULL - 1), 0, 1)[..., None]
     marked = (1 - share) * grey.mean(2, keepdims=True) + share * np.array([217.0, 102.0, 10.0])
     both = np.concatenate([grey, np.full((len(grey), max(1, grey.shape[1] // 16), 3), 255.0), marked], axis=1)
     picture = Image.fromarray(np.rint(both).astype(np.uint8))

@@ -153,6 +153,8 @@ def check_words(settings: PredictSettings) -> None:
     for name in ("normal", "good"):
         if getattr(settings, name) is not None and not settings.anomaly:
             raise UserError(f"{name}={getattr(settings, name)}", "is about anomalies", "add anomaly=true")
+    if settings.anomaly and settings.embed:
+        raise UserError("embed=true", "anomaly=true writes scores instead", "ask for one of them at a time")
     if settings.layers and not settings.embed:
         raise UserError("layers", "says which features are written", "add embed=true")
 

@@ -129,12 +129,14 @@ def along_training(
     from ..run import Run
 
     run = Run.open(source)
-    frechet = {row["n_images"]: row.get("frechet") for row in run.log() if row["kind"] == "validation"}
+    frechet = {row["n_images"]: row["frechet"] for row in run.log() if "frechet" in row}
     rows = []
     for at, n_images in run.numbered_snapshots():
         denoiser = open_denoiser(source, at, device)
         prepare(denoiser, settings.precision, device)
-        rows.append({"at": at, "n_images": n_images, "frechet": frechet.get(n_images)})
+        near = min(frechet, key=lambda n: abs(n - n_images), default=None)
+        there = near is not None and abs(near - n_images) <= 0.1 * n_images
+        rows.append({"at": at, "n_images": n_images, "frechet": frechet[near] if near is not None and there else None})
         rows[-1] |= summary(Probing(denoiser, store, settings, place))
     if len(rows) < 2:
         hint = "train with train.snapshot_images=[...]"
@@ -264,9 +266,14 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
         low, high = row["interval"]
         where = f"  {places_text(row['places'])}" if row.get("places") else ""
         print(f"{name:<14} {100 * row['accuracy']:5.1f} % of test images ({100 * low:.1f} to {100 * high:.1f}){where}")
+    zero = found["zero_shot"]
+    if zero:
+        text = f"{100 * zero['accuracy']:5.1f} % of {zero['images']} test images; the probe agrees on"
+        print(f"{'zero-shot':<14} {text} {100 * zero['agreement']:.1f} %")
     for row in found["labels_per_class"]:
         raw = f", raw pixels {100 * row['raw']:.1f} %" if "raw" in row else ""
-        print(f"{row['k']:>4} labels per class: {100 * row['accuracy']:.1f} %{raw}")
+        k = "all labels" if row.get("all") else f"{row['k']:>4} labels per class"
+        print(f"{k}: {100 * row['accuracy']:.1f} %{raw}")
     for answer in found["finding"]:
         mark = {True: "yes", False: "no", None: "unknown"}[answer["holds"]]
         print(f"{answer['question']} {mark}: {answer['evidence']}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..measure.answers import share_interval
 from ..recognize.choose import Cell, best
 from ..recognize.finding import answers
+from ..settings.probe import ProbeSettings, Recipe
 from .probed import Probing
 
 LABELS_SEEN = (
@@ -22,6 +23,11 @@ LABELS_SEEN = (
     "shows what its features hold; for what few labels alone would give, train with network.classes=0."
 )
 TEST_SEEN = "Some test images are among those the denoiser was trained on; use the split the run was trained with."
+FEW_STEPS = 500
+SHORT = (
+    "The published recipe took {steps:,} optimiser steps on these images, too few to learn much (it was made for "
+    "50,000 images); raise head.epochs, lower head.batch_size, or use the default head."
+)
 SCREENED = (
     "All {all} places were compared on {few:,} training images, which is what the map shows; the best {final} were "
     "then fitted on all of them, and the choice is among those."
@@ -65,9 +71,12 @@ def result(
         "zero_shot": zero_shot(probing, winner) if settings.zero_shot else None,
     }
     layers = list(probing.denoiser.layers)
-    chosen_place = chosen["one layer"].places[0]
-    found["finding"] = [asdict(one) for one in answers(found["cells"], chosen_place, layers, over_training)]
+    chosen_place, n = chosen["one layer"].places[0], len(probing.parts["validation"].rows)
+    found["finding"] = [asdict(one) for one in answers(found["cells"], chosen_place, layers, n, over_training)]
     found["warnings"] = warnings(seen or {}, bool(settings.labels_per_class))
+    steps = recipe_steps(settings, len(probing.parts["train"].rows))
+    if steps is not None and steps < FEW_STEPS:
+        found["warnings"].append(SHORT.format(steps=steps))
     if len(probing.finalists) < len(cells):
         facts = {"final": len(probing.finalists), "all": len(cells), "few": settings.screen}
         found["warnings"].append(SCREENED.format(**facts))
@@ -75,6 +84,12 @@ def result(
         folder.mkdir(parents=True, exist_ok=True)
         probing.save(folder / "probe.safetensors", winner, model, at, bool((seen or {}).get("own")))
     return found
+
+
+def recipe_steps(settings: ProbeSettings, images: int) -> int | None:
+    """Optimiser steps of the published recipe on so many images; None for other heads."""
+    head = settings.head
+    return head.epochs * -(-images // head.batch_size) if isinstance(head, Recipe) else None
 
 
 def efficiency(

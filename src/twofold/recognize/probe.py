@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from ..noise import as_sigma
 from .choose import Head, Place
 from .reader import Reader
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def read_probe(path: Path) -> tuple[ProbeFacts, dict[str, Tensor]]:
         raise UserError(str(path), "holds no probe", "give a folder that `twofold probe` wrote")
     if facts.pop("format") != FORMAT:
         raise UserError(str(path), f"has another format than {FORMAT}", "run `twofold probe` again")
+    if set(facts) != {field.name for field in fields(ProbeFacts)}:
+        raise UserError(str(path), "was written by another version", "run `twofold probe` again")
     facts["places"] = [(layer, sigma) for layer, sigma in facts["places"]]
     facts["image_shape"] = tuple(facts["image_shape"])
     return ProbeFacts(**facts), tensors

@@ -87,7 +87,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     """
     if len(rows) < 2:
         return None
-    panels = {"probe accuracy (%)": [100 * row["accuracy"] for row in rows]}
+    panels = {"accuracy (%)": [100 * row["accuracy"] for row in rows]}
     if any(row.get("frechet") is not None for row in rows):
         panels["Fréchet distance"] = [np.nan if row.get("frechet") is None else row["frechet"] for row in rows]
     if all(row.get("contrastive") for row in rows):
@@ -101,8 +101,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         figure = figure_of(4.4, 0.6 + 1.3 * len(panels))
         axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axis, (name, values) in zip(axes, panels.items(), strict=True):
-            axis.plot(n, values, color=BLUE if "probe" in name else INK, marker="o", markersize=4)
-            best = np.nanargmax(values) if "probe" in name else np.nanargmin(values)
+            axis.plot(n, values, color=BLUE if "accuracy" in name else INK, marker="o", markersize=4)
+            best = np.nanargmax(values) if "accuracy" in name else np.nanargmin(values)
             axis.plot(n[best], values[best], color=ORANGE, marker="o", markersize=7, linestyle="none")
             axis.set_ylabel(name)
         axes[-1].set_xlabel("images seen in training")
@@ -176,6 +176,12 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
             {**answer, "answer": {True: "yes", False: "no", None: "unknown"}[answer["holds"]]}
             for answer in found["finding"]
         ],
+        "contrastive": [
+            {"name": row["layer"], "alignment": f"{row['alignment']:.3g}", "uniformity": f"{row['uniformity']:.3g}"}
+            for row in found["contrastive"]
+            if row["sigma"] == results["one layer"]["places"][0][1]
+        ],
+        "sigma": f"{results['one layer']['places'][0][1]:g}",
         "notes": found["warnings"],
     }
 

@@ -204,6 +204,19 @@ PAGE = """\
 </table>
 {% endif %}
 {% endfor %}
+{% if recognition.contrastive %}
+<table>
+<thead><tr><th scope="col">Layer, at sigma {{ recognition.sigma }}</th><th scope="col">Alignment</th>
+<th scope="col">Uniformity</th></tr></thead>
+<tbody>
+{% for row in recognition.contrastive %}<tr><th scope="row">{{ row.name }}</th>
+<td class="number" data-label="Alignment">{{ row.alignment }}</td>
+<td class="number" data-label="Uniformity">{{ row.uniformity }}</td></tr>
+{% endfor %}</tbody>
+</table>
+<p class="soft">Alignment: squared distance between two noise draws of an image, on the unit sphere; 0 is the same.
+Uniformity: the lower, the more evenly images are spread over the sphere.</p>
+{% endif %}
 {% if recognition.finding %}
 <h3>Is it the published finding?</h3>
 <ul>

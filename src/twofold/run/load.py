@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -86,13 +87,12 @@ def newest_probe(*places: str | Path, model: str | None = None) -> Path | None:
     model: only probes of the denoiser with this hash. Probes on the data that the denoiser was trained on come first,
     whatever their age. None where there is none.
     """
-    files = [file for place in places for file in Path(place).glob(f"probes/*/{PROBE}")]
-    found = [
-        (facts.own, file.stat().st_mtime_ns, str(file))
-        for file in files
-        for facts in [read_probe(file)[0]]
-        if model is None or facts.model_hash == model
-    ]
+    found = []
+    for file in (file for place in places for file in Path(place).glob(f"probes/*/{PROBE}")):
+        with contextlib.suppress(UserError):  # of another version, or damaged
+            facts = read_probe(file)[0]
+            if model is None or facts.model_hash == model:
+                found.append((facts.own, file.stat().st_mtime_ns, str(file)))
     return Path(max(found)[2]).parent if found else None
 
 

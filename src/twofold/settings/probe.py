@@ -119,7 +119,7 @@ class ProbeSettings(Settings):
 class PredictSettings(Settings):
     """What is said about new images, and how."""
 
-    probe: str | None = Field(None, description="folder of a probe; default: the newest one of the run")
+    probe: str | None = Field(None, description="folder of a probe; default: the newest one on the run's own data")
     method: Literal["auto", "zero_shot"] = Field(
         "auto", description="auto: the run's own classifier or its probe; zero_shot: by the denoising error per class"
     )
