@@ -134,8 +134,11 @@ def test_what_looks_like_a_path_is_no_setting(verb: Callable[..., ModuleType]) -
     ("words", "message"),
     [
         (["tarin"], "tarin: no such verb; did you mean 'train'?"),
-        (["zzz"], "zzz: no such verb; valid: demo, train, sample, evaluate, data, runs, doctor, toy"),
-        (["--verson"], "--verson: no such option; valid: demo, train, sample, evaluate, data, runs, doctor, toy"),
+        (["zzz"], "zzz: no such verb; valid: demo, train, sample, evaluate, probe, predict, data, runs, doctor, toy"),
+        (
+            ["--verson"],
+            "--verson: no such option; valid: demo, train, sample, evaluate, probe, predict, data, runs, doctor, toy",
+        ),
         (["toy"], "twofold toy: PRESET is missing; usage: twofold toy PRESET OTHER [key=value ...] [--options]"),
         (["toy", "a", "--qiet"], "--qiet: no such option; did you mean '--quiet'?"),
         (["toy", "a", "--quie"], "--quie: no such option; did you mean '--quiet'?"),  # no abbreviations

@@ -276,14 +276,17 @@ def judge(
         "metrics": {name: {"samples": value} for name, value in metrics.items()},
         "images": {split: int((label >= 0).sum())},
         "held_out": {"split": split, "images": len(rows)},
+        "asked_at": getattr(model, "sigma", 0.0),
         "data": {"name": store.name, "hash": store.content_hash},
     }
 
 
 def print_table(found: dict[str, Any]) -> None:
     """The metrics, one a line: generated, real for comparison, and a fitted Gaussian's."""
-    columns = ("samples", "real", "gaussian")
-    print(f"{'':28}" + "".join(f"{name:>12}" for name in columns))
+    judged = "frechet_to_split" not in found and "accuracy" in found["metrics"]
+    columns = ("samples",) if judged else ("samples", "real", "gaussian")
+    heading = ("classifier",) if judged else columns
+    print(f"{'':28}" + "".join(f"{name:>12}" for name in heading))
     for name, row in found["metrics"].items():
         values = [f"{row[c]:12.4f}" if c in row else f"{'':12}" for c in columns]
         print(f"{name:28}" + "".join(values))
@@ -296,4 +299,9 @@ def print_table(found: dict[str, Any]) -> None:
     part = found["held_out"]
     if part["split"] == "validation":
         print(f"held out: {part['images']} images of the validation part, for want of a test part")
-    print(json.dumps(found["images"]))
+    if judged:
+        level = found.get("asked_at", 0)
+        what = f"with noise of sigma {level:g}, at which it was trained" if level else "clean"
+        print(f"on {part['images']} images of the {part['split']} part, {what}")
+    else:
+        print(json.dumps(found["images"]))
