@@ -272,14 +272,15 @@ def test_an_image_alone_gets_the_answer_it_gets_in_company(probed: Path, photos:
 
 def test_predict_features_as_parquet(probed: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.parquet"
-    assert main(["predict", str(probed), str(photos), "embed=true", "layers=[mid]", "--quiet", "--out", str(out)]) == 0
+    words = ["embed=true", "layers=[mid]", "sigma=0.05", "--quiet", "--out", str(out)]
+    assert main(["predict", str(probed), str(photos), *words]) == 0
     table = pyarrow.parquet.read_table(out)
-    assert table.num_rows == 30 and table.column_names[:2] == ["id", "f0"]
+    assert table.num_rows == 30 and table.column_names[:2] == ["id", "mid@0.05[0]"]
     features = twofold.DiffusionFeatures(probed, layers="mid", sigma=0.05, draws=5)
     pixels = [np.asarray(Image.open(photos / name).resize((8, 8))) for name in table["id"].to_pylist()[:3]]
     found = features.fit_transform(np.stack(pixels)[:, None])
-    written = np.stack([table[f"f{k}"].to_numpy()[:3] for k in range(found.shape[1])], axis=1)
-    assert found.shape == written.shape
+    written = np.stack([table[name].to_numpy()[:3] for name in features.get_feature_names_out()], axis=1)
+    np.testing.assert_allclose(written, found, atol=1e-5)
 
 
 def test_predict_with_a_classifier_and_zero_shot(

@@ -198,7 +198,7 @@ def embedding(model: Denoiser, probe: Any, settings: PredictSettings) -> Answere
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
         found = reader.read(images)
-        return {f"f{k}": found[:, k].tolist() for k in range(found.shape[1])}
+        return {name: found[:, k].tolist() for k, name in enumerate(reader.names())}
 
     return Answerer("reading features", image_shape(model), answer, [])
 

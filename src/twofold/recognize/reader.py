@@ -50,6 +50,11 @@ class Reader:
         """uint8 (N, C, H, W) -> (N, sum of D) float32 on the CPU. The denoiser should be in eval mode."""
         return torch.cat([self._read(part) for part in images.split(self.micro_batch)])
 
+    def names(self) -> list[str]:
+        """`<layer>@<sigma>[<channel>]` of every feature, in order; known after the first images."""
+        pairs = zip(self.places, self.widths, strict=True)
+        return [f"{layer}@{sigma:g}[{k}]" for (layer, sigma), width in pairs for k in range(width)]
+
     def _read(self, images: Tensor) -> Tensor:
         device = place(self.denoiser)[0]
         x0 = self.denoiser.codec.encode(images.to(device))

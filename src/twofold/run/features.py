@@ -77,9 +77,7 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """`<layer>@<sigma>[<channel>]`, in order."""
         check_is_fitted(self)
-        pairs = zip(self.reader_.places, self.reader_.widths, strict=True)
-        names = [f"{layer}@{sigma:g}[{k}]" for (layer, sigma), width in pairs for k in range(width)]
-        return np.asarray(names, dtype=object)
+        return np.asarray(self.reader_.names(), dtype=object)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
