@@ -463,3 +463,21 @@ def test_a_classifier_of_noisy_images_is_asked_at_its_level(
     assert "clean images" in said(capsys)
     assert main(["predict", str(tmp_path / "f"), str(photos), "sigma=1000", "--quiet"]) == 2
     assert "the classifier knows" in said(capsys)
+
+
+def test_each_class_a_question_of_its_own(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["objective.multi_label=true", "train.n_images=30000", "--quiet"]
+    assert main(["train", "digits-classifier", *words, "--out", str(tmp_path / "m")]) == 0
+    out = tmp_path / "o.csv"
+    assert main(["predict", str(tmp_path / "m"), str(photos), "--quiet", "--out", str(out)]) == 0
+    rows = rows_of(out)
+    sums = [sum(float(row[f"p({k})"]) for k in range(10)) for row in rows]
+    assert max(abs(total - 1) for total in sums) > 0.01  # no softmax
+    for row in rows:
+        likely = [str(k) for k in range(10) if float(row[f"p({k})"]) > 0.5]
+        assert row["label"].split(";") == (likely or [""])
+    assert np.mean([row["label"] == row["given"] for row in rows]) > 0.6
+    assert main(["sample", str(run), f"guide={tmp_path / 'm'}", "guide_scale=1", "label=1", "--quiet"]) == 2
+    assert "guide" in said(capsys)

@@ -140,7 +140,6 @@ def test_dropout_and_the_distribution_of_levels_may_be_its_own(source: Path, tmp
         ({"init_from": "runs/nowhere"}, "no such run"),
         ({"init_from": None}, r"network\.unet: .*give init_from=RUN"),
         ({"objective": {"sigma": 1000}}, r"objective\.sigma=1000: outside"),
-        ({"objective": {"multi_label": True}}, r"objective\.multi_label=true: .* one label per image"),
         ({"network": {"kind": "convnet"}}, r"init_from is for network\.kind=trunk"),
     ],
 )

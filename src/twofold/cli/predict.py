@@ -138,9 +138,15 @@ def level_of(model: Any, sigma: float) -> float:
 
 def classifying(model: Any) -> Answerer:
     """The most probable class, its probability, and those of all classes."""
+    import torch
+
+    from ..generate.sample import evaluating
     from ..measure import probabilities
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
+        if getattr(model, "multi_label", False):
+            with evaluating(model), torch.inference_mode():
+                return attribute_columns(model.image_logits(images).double().sigmoid().cpu(), model.classes)
         return probability_columns(probabilities(model, images), model.classes)
 
     facts = getattr(model, "facts", None)
@@ -178,6 +184,14 @@ def probability_columns(found: Tensor, classes: list[str]) -> Columns:
         "label": [classes[k] for k in top.indices.tolist()],
         "probability": [round(value, 6) for value in top.values.tolist()],
     }
+    for k, name in enumerate(classes):
+        columns[f"p({name})"] = [round(value, 6) for value in found[:, k].tolist()]
+    return columns
+
+
+def attribute_columns(found: Tensor, classes: list[str]) -> Columns:
+    """label (all that are more likely than not, with ; between them), and one column per class."""
+    columns: Columns = {"label": [";".join(n for n, p in zip(classes, row, strict=True) if p > 0.5) for row in found]}
     for k, name in enumerate(classes):
         columns[f"p({name})"] = [round(value, 6) for value in found[:, k].tolist()]
     return columns

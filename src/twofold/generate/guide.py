@@ -86,6 +86,8 @@ def _only_numbers(names: Sequence[str]) -> bool:
 def _check_kind(denoiser: Denoiser, classifier: Any) -> None:
     if isinstance(classifier, Denoiser) or not hasattr(classifier, "logits"):
         raise UserError("guide", "is no classifier", "give one that was trained with noise")
+    if getattr(classifier, "multi_label", False):
+        raise UserError("guide", "answers a question about each class by itself", "give one with a single answer")
     shape = getattr(classifier, "shape", None)
     if shape is not None and tuple(shape) != tuple(denoiser.shape):
         its, needs = (" x ".join(map(str, s)) for s in (shape, denoiser.shape))

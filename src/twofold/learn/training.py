@@ -144,8 +144,6 @@ def _check_labels(settings: TrainSettings, store: Store) -> None:
     if classes < 2:
         hint = "give a folder with one sub-folder per class"
         raise UserError(source, f"has {classes} classes, a classifier needs at least 2", hint)
-    if settings.objective.multi_label and store.labels.ndim == 1:
-        raise UserError("objective.multi_label=true", f"{source} has one label per image", "leave it false")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class NetworkClassifier(nn.Module):
     family: noise levels the network is told of, as network(c_in x, c_noise); None for one trained on clean images,
     which refuses sigma > 0. sigma_range: the family's, None without one.
     sigma: the level its answers are best at, which is what it was trained with; 0 for clean images and for all levels.
+    multi_label: each logit is a yes-or-no question of its own (its sigmoid is a probability, their softmax is not).
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class NetworkClassifier(nn.Module):
         shape: tuple[int, int, int],
         family: Family | None = None,
         sigma: float = 0.0,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -41,6 +43,7 @@ class NetworkClassifier(nn.Module):
         self.family = family
         self.sigma_range: tuple[float, float] | None = family.sigma_range if family else None
         self.sigma = sigma
+        self.multi_label = multi_label
         self.codec = PixelCodec()
         self.autocast: torch.dtype | None = None
 

@@ -41,7 +41,7 @@ def _classifier(
     """Told the noise level, if its network is of a kind that listens."""
     assert settings.objective.kind == "supervised"
     if settings.network.kind == "convnet":
-        return NetworkClassifier(network, classes, shape)
+        return NetworkClassifier(network, classes, shape, multi_label=settings.objective.multi_label)
     known, sigma = family(settings.noise), settings.objective.sigma
     level = 0.0 if sigma == "training" else sigma
     low, high = known.sigma_range
@@ -49,7 +49,7 @@ def _classifier(
         raise UserError(
             f"objective.sigma={level:g}", f"outside [{low:.4g}, {high:.4g}], the levels of the noise family"
         )
-    return NetworkClassifier(network, classes, shape, known, level)
+    return NetworkClassifier(network, classes, shape, known, level, settings.objective.multi_label)
 
 
 def _scaled(network: NetworkSettings, noise: NoiseSettings) -> NetworkSettings:

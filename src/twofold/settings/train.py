@@ -31,7 +31,9 @@ class Supervised(Settings):
     sigma: Annotated[float, Field(ge=0)] | Literal["training"] = Field(
         0.0, description="noise on the images: 0 = none, a level, or training = all levels, as a denoiser is trained"
     )
-    multi_label: bool = Field(False, description="an image has any number of labels (each 0, 1 or -1 = unknown)")
+    multi_label: bool = Field(
+        False, description="each class is a yes-or-no question: an image may be of several, or of none"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     shift: int = Field(0, ge=0, description="random shifts in pixels, up to this many in each direction")
     pad: Literal["edge", "black"] = Field("edge", description="what comes in at the side of a shifted image")

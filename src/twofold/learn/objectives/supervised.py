@@ -3,6 +3,8 @@
     one label      CE(logits(x0 + sigma * noise, sigma), label)                         label (B,), -1 = none
     multi-label    mean over what is known of BCE(logits, label)                        label (B, K), -1 = unknown
 
+With one label per image, multi-label asks a yes-or-no question about each class: the label's is 1, the others 0.
+
 sigma is 0, a number, or drawn from the noise family's training distribution, the one a denoiser is trained with.
 """
 
@@ -37,21 +39,22 @@ class SupervisedObjective(Objective):
     def counted(self, label: Tensor) -> int:
         """Those of which something is known."""
         known = label >= 0
-        return int((known.any(1) if self.settings.multi_label else known).sum())
+        return int((known.any(1) if label.ndim == 2 else known).sum())
 
     def correct(self, batch: Batch) -> float:
         logits = self._logits(batch)
         if not self.settings.multi_label:
             return float((logits.argmax(1) == batch.label).sum())
-        known = batch.label >= 0
-        right = ((logits > 0) == (batch.label > 0.5)) & known
+        label = attributes(batch.label, logits.shape[1])
+        known = label >= 0
+        right = ((logits > 0) == (label > 0.5)) & known
         return float((right.sum(1) / known.sum(1).clamp(min=1)).sum())
 
     def forward(self, batch: Batch) -> Tensor:
         logits = self._logits(batch)
         smoothing = self.settings.label_smoothing if self.training else 0.0
         if self.settings.multi_label:
-            return masked_bce(logits, batch.label, smoothing)
+            return masked_bce(logits, attributes(batch.label, logits.shape[1]), smoothing)
         return functional.cross_entropy(
             logits, batch.label, ignore_index=-1, label_smoothing=smoothing, reduction="none"
         )
@@ -72,6 +75,14 @@ class SupervisedObjective(Objective):
             assert self.classifier.family is not None
             return self.classifier.family.training_sigma(batch.uniforms[:, U_SIGMA])
         return torch.full((len(batch.images),), self.settings.sigma, dtype=torch.float64)
+
+
+def attributes(label: Tensor, classes: int) -> Tensor:
+    """(B, K) labels in 0, 1 or -1 (unknown): as they are, or made of one label per image (B,), -1 = none is known."""
+    if label.ndim == 2:
+        return label
+    one_hot = functional.one_hot(label.clamp(min=0), classes).float()
+    return torch.where((label >= 0)[:, None], one_hot, -1.0)
 
 
 def masked_bce(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
