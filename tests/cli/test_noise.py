@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from twofold.cli.main import main
-from twofold.run import Run, build, save_model
 from twofold.settings.presets import open_preset
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
+
+from .common import random_run
 
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"channels": 8, "blocks": 1},
@@ -28,16 +28,7 @@ def make_run(path: Path, preset: str, seed: int = 0, classes: int | None = 10, *
     names = more.pop("names", [str(k) for k in range(10)])
     network = SMALL[preset] | ({"classes": classes} if preset == "digits" else {})
     settings, _ = resolve(TrainSettings, [*open_preset(preset).layers, ("test", {"network": network, **more})])
-    run = Run(path)
-    if not run.settings_file.is_file():
-        Run.start(path, settings)
-    torch.manual_seed(seed)
-    model = build(settings, (1, 8, 8), names if classes else [])
-    with torch.no_grad():  # layers that start at zero would make models alike
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_model(run.model_file, model.network.state_dict(), model, settings, 0)
-    return path
+    return random_run(path, settings, names if classes else [], seed)
 
 
 @pytest.fixture(scope="module")

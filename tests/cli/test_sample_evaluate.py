@@ -19,11 +19,12 @@ from twofold.cli import sample as sample_verb
 from twofold.cli.main import main
 from twofold.data import open_store
 from twofold.denoiser import NetworkDenoiser
-from twofold.run import Run, build, save_model
 from twofold.settings.data import DataSettings
 from twofold.settings.presets import open_preset
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
+
+from .common import random_run
 
 QUICK = ["steps=2", "--quiet"]
 
@@ -35,16 +36,7 @@ def make_run(path: Path, preset: str = "digits", seed: int = 0, classes: list[st
     if preset == "digits":
         change["network"] |= {"blocks": 1, "classes": len(names)}
     settings, _ = resolve(TrainSettings, [*open_preset(preset).layers, ("test", change)])
-    run = Run(path)
-    if not run.settings_file.is_file():
-        Run.start(path, settings)
-    torch.manual_seed(seed)
-    model = build(settings, (1, 8, 8), names)
-    with torch.no_grad():  # layers that start at zero would make models alike
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_model(run.model_file, model.network.state_dict(), model, settings, 0)
-    return path
+    return random_run(path, settings, names, seed)
 
 
 @pytest.fixture(scope="module")

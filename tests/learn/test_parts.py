@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from twofold import noise as theory
+from twofold.data.augment import shifted
 from twofold.denoiser import NetworkDenoiser
 from twofold.learn.batches import Batch
 from twofold.learn.ema import Average, decay
 from twofold.learn.objectives.denoising import DenoisingObjective
-from twofold.learn.objectives.supervised import SupervisedObjective, shifted
+from twofold.learn.objectives.supervised import SupervisedObjective
 from twofold.learn.optimise import (
     learning_rate,
     load_optimizer_tensors,

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from twofold import noise as theory
 from twofold.data import open_store
+from twofold.data.augment import shifted
 from twofold.learn import train
 from twofold.learn.batches import U_SIGMA, Batch
-from twofold.learn.objectives.supervised import SupervisedObjective, masked_bce, shifted
+from twofold.learn.objectives.supervised import SupervisedObjective, masked_bce
 from twofold.recognize.classifier import NetworkClassifier
 from twofold.run import build, load
 from twofold.settings.noise import EDMNoise, FlowNoise, VPNoise
@@ -124,7 +125,7 @@ def test_multi_label_is_the_mean_over_what_is_known() -> None:
 def test_black_comes_in_at_the_side() -> None:
     x0 = torch.arange(32.0).reshape(2, 1, 4, 4)
     least = torch.zeros(2, 2, dtype=torch.float64)
-    moved = shifted(x0, least, 1, "black")
+    moved = shifted(x0, least, 1, -1.0)
     assert torch.equal(moved[:, :, 1:, 1:], x0[:, :, :-1, :-1])
     assert (moved[:, :, 0] == -1).all() and (moved[:, :, :, 0] == -1).all()
 

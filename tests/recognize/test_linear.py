@@ -16,7 +16,7 @@ from torch import Tensor
 from twofold.errors import UserError
 from twofold.recognize import linear, softmax
 from twofold.recognize.heads import NEVER
-from twofold.recognize.linear import Heads, LinearHead, choose_l2, fit_logistic, fit_ridge, temperature
+from twofold.recognize.linear import LinearHead, fit_logistic, fit_ridge, temperature
 
 
 def made(
@@ -217,8 +217,6 @@ def test_heads_agree_with_themselves(tmp_path: Path) -> None:
     assert torch.equal(logits[2, 1], heads.head(2, 1).logits(x[2]))
     hidden = torch.where(torch.arange(len(y)) % 2 == 0, y, -1)
     assert torch.allclose(heads.accuracy(x, hidden), (logits.argmax(3) == y)[:, :, ::2].double().mean(2))
-    likelihood = -F.cross_entropy(logits[1, 0].double(), y)
-    assert heads.log_likelihood(x, y)[1, 0].item() == pytest.approx(likelihood.item(), rel=1e-5)
     save_file(heads.head(1, 0).tensors(), tmp_path / "head.safetensors")
     again = LinearHead.from_tensors(load_file(tmp_path / "head.safetensors"))
     assert torch.equal(again.logits(x[1]), logits[1, 0])
@@ -234,14 +232,6 @@ def test_features_may_be_memory_mapped_and_parts_small(tmp_path: Path, monkeypat
     monkeypatch.setattr("twofold.recognize.heads.BUDGET", 1000)
     assert torch.equal(heads.accuracy(mapped, y), accuracy)
     assert torch.allclose(heads.logits(mapped), logits, atol=1e-6)
-
-
-def test_strength_is_chosen_by_accuracy_then_likelihood() -> None:
-    x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
-    right = torch.tensor([[-1.0, 1.0]])
-    weight = torch.stack([torch.stack([-right, 0.1 * right, 5 * right]), torch.stack([right, -right, 0.5 * right])])
-    heads = Heads(weight, torch.zeros(2, 3, 2), torch.zeros(2, 1), torch.ones(2, 1), (3.0, 2.0, 1.0))
-    assert choose_l2(heads, torch.stack([x, x]), y).tolist() == [2, 0]
 
 
 def test_temperature_undoes_a_scale() -> None:

@@ -240,7 +240,7 @@ def good_parts(source: str, settings: PredictSettings, model: Denoiser, most: in
     """Images of good parts: those named, else what the run held out for validation."""
     import numpy as np
 
-    from ..data import open_store
+    from ..data import open_store, spread
     from ..run import Run
 
     if settings.normal is not None:
@@ -255,7 +255,7 @@ def good_parts(source: str, settings: PredictSettings, model: Denoiser, most: in
             what = f"the images of good parts have classes {', '.join(store.classes[:5])}, and none of this name"
             raise UserError(f"good={settings.good}", what, "name good parts alone: normal=FOLDER")
         rows = rows[np.asarray(store.labels[rows]) == store.classes.index(settings.good)]
-    return store.batch(rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)] if len(rows) > most else rows)
+    return store.batch(rows[spread(len(rows), most)])
 
 
 def image_shape(model: Any) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..settings.probe import ProbeSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .sample import precision as named
 from .show import Progress, say
 from .train import command_line
 
@@ -68,9 +69,10 @@ def probe(
     with Progress("packing the data", quiet or not first) as packing:
         store = open_store(data_for(source, settings.data, denoiser), packing)
     check_foreign(source, denoiser, store)
-    folder = out or home_of(source) / PROBES / f"{settings_hash(settings)}-{model_hash(denoiser)[:8]}"
+    name = model_hash(denoiser)
+    folder = out or home_of(source) / PROBES / f"{settings_hash(settings)}-{name[:8]}"
     facts = {
-        "source": {"path": source, "at": settings.at, "hash": model_hash(denoiser)},
+        "source": {"path": source, "at": settings.at, "hash": name},
         "data": {"name": store.name, "hash": store.content_hash, "source": store.settings.source},
         "settings": settings.model_dump(mode="json"),
     }
@@ -159,27 +161,23 @@ def check_foreign(source: str, denoiser: Any, store: Store) -> None:
     """Raises `UserError` for a model from elsewhere that loads but computes something else than it was trained to."""
     if Path(source).is_file() or (Path(source) / "settings.yaml").is_file():
         return  # ours
-    import numpy as np
-
     from ..adapters.suspicion import FEWEST, refuse_suspicious
+    from ..data import spread
     from ..generate.sample import place
     from ..learn.fastest import step_flops
 
     rows = store.indices("train")
     if len(rows) < FEWEST:
         return
-    rows = rows[np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(np.int64)]
-    x0 = denoiser.codec.encode(store.batch(rows).to(place(denoiser)[0]))
+    x0 = denoiser.codec.encode(store.batch(rows[spread(len(rows), CHECKED)]).to(place(denoiser)[0]))
     refuse_suspicious(source, denoiser, x0, each=step_flops(denoiser, denoiser.shape) < EACH)
 
 
 def prepare(denoiser: Any, precision: str, device: Any) -> None:
     """Sets the number format the network computes in."""
     from ..learn.fastest import DTYPES
-    from ..learn.fastest import precision as fastest
 
-    wanted = fastest(denoiser, denoiser.shape, device) if precision == "auto" else precision
-    denoiser.autocast = DTYPES[wanted]
+    denoiser.autocast = DTYPES[named(denoiser, precision, device)]
 
 
 def data_for(source: str, wanted: DataSettings | None, denoiser: Denoiser) -> DataSettings:
@@ -262,6 +260,8 @@ def workplace(accelerator: Any, progress: Progress) -> Workplace:
 
 def print_result(found: dict[str, Any], folder: Path) -> None:
     """The chosen head and its baselines, in a few lines."""
+    from ..report.recognition import places_text
+
     for name, row in found["results"].items():
         low, high = row["interval"]
         where = f"  {places_text(row['places'])}" if row.get("places") else ""
@@ -280,7 +280,3 @@ def print_result(found: dict[str, Any], folder: Path) -> None:
     for warning in found["warnings"]:
         print(f"note: {warning}")
     print(f"report: {folder / 'report.html'}")
-
-
-def places_text(places: list[Any]) -> str:
-    return " + ".join(f"{layer} at sigma {sigma:g}" for layer, sigma in places)

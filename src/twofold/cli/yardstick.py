@@ -94,8 +94,10 @@ def bounded(rows: np.ndarray, store: Store) -> np.ndarray:
     """Evenly thinned to what fits in memory easily."""
     import numpy as np
 
+    from ..data import spread
+
     most = min(MOST_IMAGES, max(500, MOST_BYTES // int(np.prod(store.shape))))
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)] if len(rows) > most else rows
+    return rows[spread(len(rows), most)]
 
 
 def check_images(

@@ -6,7 +6,7 @@ The augmentation itself is `twofold.data.augment.augment`.
 from .augment import AUGMENT_DRAWS, AUGMENT_LABELS, flip
 from .decode import BadImage, decode
 from .items import SPLITS, Item, Source
-from .order import ImageOrder
+from .order import ImageOrder, spread
 from .pack import cache_root
 from .sources import fingerprint, open_source
 from .store import Store, describe, open_store
@@ -30,5 +30,6 @@ __all__ = [
     "open_images",
     "open_source",
     "open_store",
+    "spread",
     "stream",
 ]

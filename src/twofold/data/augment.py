@@ -56,6 +56,22 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     return _where(u < 0.5, images.flip(-1), images)
 
 
+def shifted(images: Tensor, u: Tensor, most: int, fill: float | None = None) -> Tensor:
+    """Each image moved by -most..most whole pixels, vertically and horizontally; the same dtype and device.
+
+    images (B, C, H, W). u (B, 2) uniforms in [0, 1). fill: what comes in at the sides; None: the edge repeated, for
+    floating-point images.
+    """
+    height, width = images.shape[-2:]
+    offset = (u * (2 * most + 1)).long().clamp(0, 2 * most).to(images.device)
+    sides = (most, most, most, most)
+    padded = F.pad(images, sides, mode="replicate") if fill is None else F.pad(images, sides, value=fill)
+    rows = offset[:, :1] + torch.arange(height, device=images.device)
+    columns = offset[:, 1:] + torch.arange(width, device=images.device)
+    every = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def augment(x0: Tensor, u: Tensor | np.ndarray, probability: float) -> tuple[Tensor, Tensor]:
     """Augments a batch as the table above says; each image by its own numbers only.
 

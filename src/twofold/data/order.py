@@ -16,6 +16,13 @@ ROUNDS = 8
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: SplitMix64's step
 
 
+def spread(count: int, most: int | None) -> np.ndarray:
+    """At most so many of range(count), evenly spread over it, because rows are often sorted by class; int64."""
+    if most is None or count <= most:
+        return np.arange(count)
+    return np.linspace(0, count - 1, most).astype(np.int64)
+
+
 def mix(value: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser on a uint64 array: a bijection whose output bits each depend on all input bits."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

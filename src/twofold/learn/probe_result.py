@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ..data import spread
 from ..measure.answers import share_interval
 from ..recognize.choose import Cell, best
 from ..recognize.finding import answers
@@ -127,28 +126,20 @@ def summary(probing: Probing) -> dict[str, Any]:
 def zero_shot(probing: Probing, winner: Cell) -> dict[str, Any]:
     """The denoiser's own verdict on test images, by its error for each class, and how often the probe agrees."""
     part = probing.parts["test"]
-    rows, labels = spread(part.rows, part.labels, probing.settings.zero_shot)
-    images = probing.store.batch(rows)
+    chosen = spread(len(part.rows), probing.settings.zero_shot)
+    images, labels = probing.store.batch(part.rows[chosen]), part.labels[torch.from_numpy(chosen)]
     say = lambda done, total: probing.place.say("zero-shot classification", done, total)  # noqa: E731
     known = torch.tensor(probing.zero_shot_classes)  # the data's class of every label of the model
     named = known[probing.zero_shot.scores(images, say).argmax(1).cpu()]
     by_probe = winner.head.logits(probing.reader(winner).read(images)).argmax(1)
     right = float((named == labels).double().mean())
     return {
-        "images": len(rows),
+        "images": len(images),
         "accuracy": right,
-        "interval": share_interval(right, len(rows)),
+        "interval": share_interval(right, len(images)),
         "probe": float((by_probe == labels).double().mean()),
         "agreement": float((named == by_probe).double().mean()),
     }
-
-
-def spread(rows: Any, labels: Tensor, most: int) -> tuple[Any, Tensor]:
-    """At most so many, evenly spread over the part."""
-    if len(rows) <= most:
-        return rows, labels
-    chosen = np.linspace(0, len(rows) - 1, most).astype(np.int64)
-    return rows[chosen], labels[chosen]
 
 
 def cell_row(cell: Cell) -> dict[str, Any]:

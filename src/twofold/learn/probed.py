@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Store, cache_root
+from ..data import Store, cache_root, spread
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..generate.guide import match_classes
@@ -92,6 +92,7 @@ class Probing:
         self.layers = tuple(denoiser.layers) if settings.layers == "all" else settings.layers
         channels = {name: layer.channels for name, layer in denoiser.layers.items()}
         self.fit = fitter(settings.head, len(store.classes), settings.seed, channels)
+        self.model = model_hash(denoiser)  # every bank asks for it, and large weights take a while
         self.banks: dict[str, Bank] = {}
         self.finalists: list[Cell] = []
 
@@ -99,10 +100,8 @@ class Probing:
         rows = self.store.indices(split)
         labels = np.asarray(self.store.labels[rows], dtype=np.int64)
         rows, labels = rows[labels >= 0], labels[labels >= 0]
-        if most is not None and len(rows) > most:  # spread over the part, which may be sorted by class
-            chosen = np.linspace(0, len(rows) - 1, most).astype(np.int64)
-            rows, labels = rows[chosen], labels[chosen]
-        return Part(rows, torch.from_numpy(labels.copy()))
+        chosen = spread(len(rows), most)
+        return Part(rows[chosen], torch.from_numpy(labels[chosen]))
 
     def _check_labels(self) -> None:
         where = f"data={self.store.settings.source}"
@@ -147,6 +146,7 @@ class Probing:
                 lambda done, total: place.say(f"features of {split} images", done, total),
                 place.rank,
                 place.world,
+                self.model,
             )
         place.wait()
         return bank
@@ -164,7 +164,7 @@ class Probing:
             self.banks["train"] = self.bank("train")
             self.finalists = self._fitted(single_places(self.banks["train"]))
             return self.finalists
-        chosen = np.linspace(0, len(everything.rows) - 1, few).astype(np.int64)
+        chosen = spread(len(everything.rows), few)
         self.parts["train"] = Part(everything.rows[chosen], everything.labels[torch.from_numpy(chosen)])
         self.banks["train"] = self.bank("train")
         screened = self._fitted(single_places(self.banks["train"]))
@@ -294,7 +294,7 @@ class Probing:
             classes=self.store.classes,
             model=model,
             at=at,
-            model_hash=model_hash(self.denoiser),
+            model_hash=self.model,
             data=self.store.settings.source,
             own=own,
             image_shape=self.store.shape,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Store
+from ..data import Store, spread
 from ..draws import ImageDraws
 from ..generate import sample
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
@@ -50,8 +50,7 @@ class Validation:
         self.settings, self.store, self.device = settings, store, device
         self.rank, self.world = rank, world
         rows = store.indices(settings.validation.split)
-        if len(rows) > settings.validation.max_images:  # spread over the whole part, which may be sorted by class
-            rows = rows[np.linspace(0, len(rows) - 1, settings.validation.max_images).astype(np.int64)]
+        rows = rows[spread(len(rows), settings.validation.max_images)]
         self.rows, self.mine = rows, rows[rank::world]
         # Noise levels are spread evenly over the held-out images, the same ones every time: little variance. Dealt
         # out in random order, because rows are often sorted by class.

@@ -121,17 +121,19 @@ def extract(
     progress: Progress | None = None,
     rank: int = 0,
     world: int = 1,
+    model: str | None = None,
 ) -> Bank:
     """The bank of these images, of which only what is not there yet is computed, one pass per view and noise level.
 
     images: rows (n,) -> uint8 (n, C, H, W). data: content hash of what the rows are rows of. cache: folder of the
     shelves. progress: called with (images done, images to do). rank, world: this process's share of the chunks; the
-    bank is complete when all have returned. The denoiser stays in its mode; call it in eval mode without gradients.
+    bank is complete when all have returned. model: the denoiser's `model_hash`, for who knows it already. The denoiser
+    stays in its mode; call it in eval mode without gradients.
     Raises `UserError` for layers, noise levels or poolings that do not exist and for a disk without room.
     """
     grid = grid.checked(denoiser)
     rows = np.asarray(rows, np.int64)
-    facts = shelf_facts(denoiser, rows, data, grid)
+    facts = shelf_facts(denoiser, rows, data, grid, model or model_hash(denoiser))
     bank = Bank(cache / "features" / _name(facts), grid, rows, facts["chunk"])
     mine = list(range(bank.chunks))[rank::world]
     todo = [(chunk, missing) for chunk in mine if (missing := bank.missing(chunk))]
@@ -153,12 +155,12 @@ def extract(
     return bank
 
 
-def shelf_facts(denoiser: Denoiser, rows: np.ndarray, data: str, grid: Grid) -> dict[str, Any]:
+def shelf_facts(denoiser: Denoiser, rows: np.ndarray, data: str, grid: Grid, model: str) -> dict[str, Any]:
     """Everything the numbers on a shelf depend on, as plain data."""
     autocast = getattr(denoiser, "autocast", None)
     return {
         "format": FORMAT,
-        "model": model_hash(denoiser),
+        "model": model,
         "data": data,
         "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
         "images": len(rows),

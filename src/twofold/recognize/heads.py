@@ -67,7 +67,7 @@ class Heads:
         return LinearHead(self.weight[p, s], self.bias[p, s], self.mean[p], self.scale[p])
 
     def logits(self, x: Features) -> Tensor:
-        """(P, N, D) -> (P, S, N, K). For scores only, `accuracy` and `log_likelihood` need no memory for them all."""
+        """(P, N, D) -> (P, S, N, K). For scores only, `accuracy` needs no memory for them all."""
         self._check(x)
         strengths = range(self.weight.shape[1])
         return torch.stack(
@@ -76,18 +76,10 @@ class Heads:
 
     def accuracy(self, x: Features, y: Features) -> Tensor:
         """(P, S) float64: shares of the labelled images that each head gets right. y (N,), -1 = unlabelled."""
-        return self._mean(x, y, lambda logits, y: (logits.argmax(2) == y).double())
-
-    def log_likelihood(self, x: Features, y: Features) -> Tensor:
-        """(P, S) float64: the mean of log p(label) over the labelled images; at most 0."""
-        return self._mean(x, y, lambda logits, y: torch.log_softmax(logits.double(), 2)[:, torch.arange(len(y)), y])
-
-    def _mean(self, x: Features, y: Features, score) -> Tensor:  # type: ignore[no-untyped-def]
-        """Means over labelled images of score(logits (S, n, K), y (n,)) -> (S, n), for every problem."""
         self._check(x)
         problems, strengths, dims, classes = self.weight.shape
         rows, y = labelled(y, (1, *x.shape)[-2], classes)
-        out = torch.zeros(problems, strengths, dtype=torch.float64)
+        right = torch.zeros(problems, strengths, dtype=torch.float64)
         for p in range(problems):
             features = problem(x, p)[rows.to(device_of(x))]
             weight = self.weight[p].permute(1, 0, 2).reshape(dims, -1).to(features)  # one product for all strengths
@@ -95,24 +87,14 @@ class Heads:
             for part in _parts((features - self.mean[p].to(features)) / self.scale[p].to(features), weight.shape[1]):
                 logits = (part @ weight).unflatten(1, (strengths, classes)) + self.bias[p].to(features)
                 truth = y[start : start + len(part)].to(features.device)
-                out[p] += score(logits.transpose(0, 1), truth).sum(1).cpu()
+                right[p] += (logits.argmax(2) == truth[:, None]).double().sum(0).cpu()
                 start += len(part)
-        return out / len(y)
+        return right / len(y)
 
     def _check(self, x: Features) -> None:
         problems, dims = self.mean.shape
         if (1, *x.shape)[-3:] != (problems, x.shape[-2], dims) or x.ndim not in (2, 3):
             raise UserError("features", f"of shape {tuple(x.shape)}", f"these heads expect ({problems}, N, {dims})")
-
-
-def choose_l2(heads: Heads, x: Features, y: Features) -> Tensor:
-    """(P,) int64: for every problem the strength that is most accurate on x, y; among equals the most likely one.
-
-    x (P, N, D) and y (N,): images that the heads were not fitted on. Raises `UserError` as `accuracy` does.
-    """
-    accuracy, likelihood = heads.accuracy(x, y), heads.log_likelihood(x, y)
-    best = accuracy >= accuracy.amax(1, keepdim=True) - 1e-12
-    return torch.where(best, likelihood, -torch.inf).argmax(1)
 
 
 def temperature(logits: Features, y: Features) -> float:

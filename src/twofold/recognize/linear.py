@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .heads import NEVER, Features, Heads, LinearHead, choose_l2, device_of, labelled, problem, temperature
+from .heads import NEVER, Features, Heads, LinearHead, device_of, labelled, problem, temperature
 from .softmax import Task, minimise
 
-__all__ = ["Heads", "LinearHead", "choose_l2", "fit_logistic", "fit_ridge", "temperature"]
+__all__ = ["Heads", "LinearHead", "fit_logistic", "fit_ridge", "temperature"]
 
 GROUP = 2**26  # numbers in the features of problems that are fitted together
 SMALL = 2**16  # multiplications of a product with the features, up to which float32 saves nothing

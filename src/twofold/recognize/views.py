@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.augment import flip, shifted
 from ..draws import ImageDraws
 
+BLACK = 0  # as uint8
 DRAWS = 3  # uniforms in front of the noise of a view: flip, vertical and horizontal shift
 
 
@@ -36,8 +38,8 @@ class Views:
         noise (B, *shape) float32 on the CPU."""
         uniforms, noise = _drawn(images, shape, self.seed, view)
         if self.flip:
-            images = torch.where((uniforms[:, 0] < 0.5)[:, None, None, None], images.flip(-1), images)
-        return (moved(images, uniforms[:, 1:], self.shift) if self.shift else images), noise
+            images = flip(images, uniforms[:, 0])
+        return (shifted(images, uniforms[:, 1:], self.shift, BLACK) if self.shift else images), noise
 
 
 def image_noise(images: Tensor, shape: tuple[int, ...], seed: int = 0, view: int = 0) -> Tensor:
@@ -62,14 +64,3 @@ def pixel_hash(image: np.ndarray) -> int:
     """64 bits that name the pixels of a uint8 image (C, H, W)."""
     digest = hashlib.blake2b(image.tobytes(), digest_size=8, salt=np.array(image.shape, np.uint32).tobytes()[:16])
     return int.from_bytes(digest.digest(), "little")
-
-
-def moved(images: Tensor, uniforms: Tensor, most: int) -> Tensor:
-    """Images (B, C, H, W) moved by -most..most whole pixels vertically and horizontally; black (0) comes in."""
-    height, width = images.shape[-2:]
-    start = (uniforms * (2 * most + 1)).long().clamp(0, 2 * most)
-    padded = torch.nn.functional.pad(images, (most, most, most, most))
-    rows = (start[:, :1] + torch.arange(height))[:, :, None]
-    columns = (start[:, 1:] + torch.arange(width))[:, None, :]
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(len(images))[:, None, None], rows, columns]
-    return picked.permute(0, 3, 1, 2).contiguous()

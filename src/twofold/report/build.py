@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import SPLITS, Store
+from ..data import SPLITS, Store, spread
 from ..denoiser import Denoiser
 from ..generate import trajectory
 from ..measure import nearest
@@ -141,9 +141,7 @@ def neighbours(images: Tensor, store: Store) -> Neighbours:
     """The training image nearest to each of the first samples, in pixels in [-1, 1]."""
     rows = store.indices("train")
     most = min(MOST_TRAIN, max(1, MOST_BYTES // int(np.prod(store.shape))))
-    if len(rows) > most:
-        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    train = store.batch(rows)
+    train = store.batch(rows[spread(len(rows), most)])
     flat = lambda batch: batch.flatten(1).float() / 127.5 - 1  # noqa: E731
     distances, place = nearest(flat(images[:SHOWN]), flat(train), 1)
     return Neighbours(images[:SHOWN].numpy(), train[place[:, 0]].numpy(), distances[:, 0].tolist())

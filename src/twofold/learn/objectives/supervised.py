@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import noise as theory
+from ...data.augment import shifted
 from ...recognize.classifier import NetworkClassifier
 from ...settings.train import Supervised
 from ..batches import U_AUGMENT, U_SIGMA, Batch
@@ -62,7 +63,8 @@ class SupervisedObjective(Objective):
     def _logits(self, batch: Batch) -> Tensor:
         x0 = self.classifier.codec.encode(batch.images)
         if self.training and self.settings.shift:
-            x0 = shifted(x0, batch.uniforms[:, U_AUGMENT:], self.settings.shift, self.settings.pad)
+            fill = BLACK if self.settings.pad == "black" else None
+            x0 = shifted(x0, batch.uniforms[:, U_AUGMENT:], self.settings.shift, fill)
         if not self.needs_noise:
             return self.classifier(x0)
         sigma = self._sigma(batch)
@@ -91,18 +93,3 @@ def masked_bce(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     target = label.clamp(min=0).to(logits.dtype) * (1 - smoothing) + smoothing / 2
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * known
     return losses.sum(1) / known.sum(1).clamp(min=1)
-
-
-def shifted(x0: Tensor, uniforms: Tensor, most: int, pad: str = "edge") -> Tensor:
-    """Each image moved by -most..most whole pixels in both directions; its edge is repeated, or what comes in is black.
-
-    uniforms (B, 2).
-    """
-    height, width = x0.shape[-2:]
-    offset = (uniforms * (2 * most + 1)).long().clamp(0, 2 * most).to(x0.device)
-    sides = (most, most, most, most)
-    padded = functional.pad(x0, sides, value=BLACK) if pad == "black" else functional.pad(x0, sides, mode="replicate")
-    rows = offset[:, :1] + torch.arange(height, device=x0.device)
-    columns = offset[:, 1:] + torch.arange(width, device=x0.device)
-    images = torch.arange(len(x0), device=x0.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
