@@ -97,7 +97,7 @@ def test_page_and_figures(probed: Path) -> None:
     newest = newest_probe(probed)
     assert newest is not None
     page = (newest / "report.html").read_text()
-    for words in ("Recognition", "Raw pixels", "Labels per class", "published finding"):
+    for words in ("Recognition", "Raw pixels", "3 per class", "published finding"):
         assert words in page
     assert (newest / "figures" / "features.png").read_bytes().startswith(b"\x89PNG")
     assert (newest / "figures" / "labels.png").is_file()

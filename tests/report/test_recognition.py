@@ -85,7 +85,7 @@ def test_words_of_the_table() -> None:
     assert [row["name"] for row in found["rows"]] == ["One layer", "Raw pixels", "Zero-shot"]
     assert found["rows"][0]["where"] == "mid at sigma 0.05" and "75.0 %" in found["rows"][2]["where"]
     assert found["labels"][0] == {
-        "name": "1",
+        "name": "1 per class",
         "accuracy": "60.0 % ± 5.0",
         "raw": "50.0 % ± 2.0",
         "where": "mid at sigma 0.05",
@@ -96,11 +96,11 @@ def test_words_of_the_table() -> None:
 def test_page_of_a_run_with_a_probe(tmp_path: Path) -> None:
     path = write_report(tmp_path, Report("title", recognition=result()))
     page = path.read_text()
-    for words in ("Recognition", "Zero-shot", "Labels per class", "Is it?", "Beware of &lt;this&gt;."):
+    for words in ("Recognition", "Zero-shot", "5 per class", "Is it?", "Beware of &lt;this&gt;."):
         assert words in page
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"features", "labels", "training"}
     bare = write_report(tmp_path, Report("title", recognition=result(labels_per_class=[], over_training=[])))
-    assert "Labels per class" not in bare.read_text()
+    assert "5 per class" not in bare.read_text()
 
 
 def test_accuracy_against_noise_is_drawn() -> None:

@@ -189,7 +189,7 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
 def _few_row(row: Mapping[str, Any]) -> dict[str, str]:
     half = lambda interval: 50 * (interval[1] - interval[0])  # noqa: E731
     return {
-        "name": f"all ({row['k']:,})" if row.get("all") else f"{row['k']:,}",
+        "name": f"all ({row['k']:,} per class)" if row.get("all") else f"{row['k']:,} per class",
         "accuracy": f"{percent(row['accuracy'])} ± {half(row['interval']):.1f}",
         "raw": f"{percent(row['raw'])} ± {half(row['raw_interval']):.1f}" if "raw" in row else "",
         "where": places_text(row["places"]),

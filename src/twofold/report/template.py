@@ -75,7 +75,7 @@ CAPTIONS = {
     "real": "Real images of the same data.",
     "trajectory": "From noise to image, left to right. The numbers are the noise level sigma at each step.",
     "classes": "How often each class occurs among generated and among real images, as the classifier sees it.",
-    "features": "Accuracy of a linear classifier on the features of every layer (top to bottom as the network runs) at "
+    "features": "Accuracy of a classifier on the features of every layer (top to bottom as the network runs) at "
     "every noise level, on validation images. The frame marks the place that was chosen.",
     "labels": "Test accuracy with so many labelled images of each class, the same images for both curves; bands: 95 % "
     "intervals over random choices of them. Layer and noise level are chosen on validation images.",
@@ -194,7 +194,7 @@ PAGE = """\
 {% for name in ("features", "labels", "training") if images[name] %}{{ figure(name, "chart") }}
 {% if name == "labels" %}
 <table>
-<thead><tr><th scope="col">Labels per class</th><th scope="col">Diffusion features</th><th scope="col">Raw pixels</th>
+<thead><tr><th scope="col">Labels</th><th scope="col">Diffusion features</th><th scope="col">Raw pixels</th>
 <th scope="col">Where</th></tr></thead>
 <tbody>
 {% for row in recognition.labels %}<tr><th scope="row">{{ row.name }}</th>
