@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from twofold.codec import PixelCodec
 from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
-from twofold.generate import produce, sample, trajectory
+from twofold.generate import SAMPLERS, produce, sample, trajectory
 from twofold.generate.guidance import class_gradient, classifier_guided, guided
 from twofold.generate.guide import make_guide, match_classes
 from twofold.generate.manifest import expand
@@ -157,7 +157,7 @@ def test_samples_of_an_unconditional_model_land_in_the_class_that_was_asked_for(
     assert torch.equal(whole, sample(free, 60))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "heun", "dpmpp2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_is_guided(sampler: str) -> None:
     how: dict[str, Any] = {"sampler": sampler, "steps": 6, "grid": "karras", "micro_batch": 8}
     found = sample(mixture(labels=False), 8, [2] * 8, guide=mixture().as_classifier(), **how)

@@ -237,7 +237,7 @@ def test_mistakes_are_told_before_anything_is_computed(oracle: MixtureDenoiser) 
         ({"label": [0, 1]}, "label: 2 labels: for 4 images; give one label, or one per image"),
         ({"guidance": 2.0}, "guidance=2: there is no label to guide towards; give label="),
         ({"guidance": 2.0, "label": -1}, "there is no label to guide towards"),
-        ({"sampler": "dpmpp2"}, "did you mean 'dpmpp2m'"),
+        ({"sampler": "dpmpp2"}, "did you mean 'dpmpp2"),
         ({"etaa": 1.0, "sampler": "ddim"}, "etaa=1.0: sampler ddim has no such option; did you mean 'eta'"),
         ({"grid": "kar"}, "grid=kar: no such grid"),
         ({"steps": 0}, "steps=0: a grid needs at least one step"),

@@ -1,5 +1,8 @@
 """Between a denoiser and a sampler: two kinds of guidance, and clipping, as callables (x, sigma) -> x0_hat.
 
+With a learned variance they return x0_hat and v, stacked along the channels (see `twofold.reverse`); what is done to
+x0_hat leaves v alone, and of two guided passes v is the conditional one's.
+
     guided            = uncond + g * (cond - uncond)            (Ho and Salimans 2022, eq. 6, with g = 1 + w)
     classifier_guided = x0_hat + scale * sigma^2 * grad_x log p(label | x, sigma)
 
@@ -11,11 +14,12 @@ scale 1 on an unconditional model is the conditional one, as far as the classifi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Classifier, Denoiser
+from ..denoiser import Classifier, Cond, Denoiser
 from ..errors import UserError
 from ..noise import as_sigma, expand
 from .samplers import Denoise
@@ -26,18 +30,20 @@ def guided(
     label: Tensor | None,
     guidance: float = 1.0,
     interval: tuple[float, float] | None = None,
+    variance: bool = False,
 ) -> Denoise:
     """A callable (x, sigma) -> x0_hat that denoises towards these labels.
 
     label: (B,) int64, -1 = none; None: no labels at all, and one unconditional pass. guidance: g above.
     interval: (low, high) in sigma; guidance acts where low < sigma <= high, and the plain conditional model elsewhere
-        (Kynkaanniemi et al. 2024, section 3).
+        (Kynkaanniemi et al. 2024, section 3). variance: return v too, as (B, 2C, H, W).
 
     Both passes are one forward of the concatenated batch; wherever g is 1 or 0 there is one pass of the batch itself.
     """
     check_interval(interval)
+    ask = _with_variance(denoiser) if variance else denoiser.denoise
     if label is None:
-        return lambda x, sigma: denoiser.denoise(x, sigma)
+        return lambda x, sigma: ask(x, sigma, None)
     null = torch.full_like(label, -1)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -46,15 +52,28 @@ def guided(
         if interval is not None:
             g = torch.where((interval[0] < sigma) & (sigma <= interval[1]), g, 1.0)
         if bool((g == 1).all()):
-            return denoiser.denoise(x, sigma, {"label": label})
+            return ask(x, sigma, {"label": label})
         if bool((g == 0).all()):
-            return denoiser.denoise(x, sigma, {"label": null})
+            return ask(x, sigma, {"label": null})
         twice = sigma if sigma.ndim == 0 else torch.cat([sigma, sigma])
-        both = denoiser.denoise(torch.cat([x, x]), twice, {"label": torch.cat([label, null])})
+        both = ask(torch.cat([x, x]), twice, {"label": torch.cat([label, null])})
         cond, uncond = both.chunk(2)
-        return uncond + expand(g, x) * (cond - uncond)
+        without = uncond[:, : x.shape[1]]
+        return _changed(cond, x, lambda x0_hat: without + expand(g, x) * (x0_hat - without))
 
     return denoise
+
+
+def _with_variance(denoiser: Denoiser) -> Callable[[Tensor, Tensor, Cond | None], Tensor]:
+    return lambda x, sigma, cond: torch.cat(denoiser.denoise_and_variance(x, sigma, cond), 1)
+
+
+def _changed(output: Tensor, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The output for x with another x0_hat; what it says of the variance stays."""
+    channels = x.shape[1]
+    if output.shape[1] == channels:
+        return change(output)
+    return torch.cat([change(output[:, :channels]), output[:, channels:]], 1)
 
 
 def classifier_guided(
@@ -78,7 +97,10 @@ def classifier_guided(
         return denoise
 
     def moved(x: Tensor, sigma: Tensor) -> Tensor:
-        sigma, x0_hat = as_sigma(sigma), denoise(x, sigma)
+        sigma = as_sigma(sigma)
+        return _changed(denoise(x, sigma), x, lambda x0_hat: pulled(x, sigma, x0_hat))
+
+    def pulled(x: Tensor, sigma: Tensor, x0_hat: Tensor) -> Tensor:
         inside = torch.ones_like(sigma, dtype=torch.bool)
         if interval is not None:
             inside = (interval[0] < sigma) & (sigma <= interval[1])
@@ -128,4 +150,4 @@ def check_scale(scale: float) -> None:
 
 def clipped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
     """The same with x0_hat clamped to [low, high], where the pixels of every image lie; never for latents."""
-    return lambda x, sigma: denoise(x, sigma).clamp(low, high)
+    return lambda x, sigma: _changed(denoise(x, sigma), x, lambda x0_hat: x0_hat.clamp(low, high))

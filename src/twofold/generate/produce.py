@@ -141,7 +141,7 @@ class _Job:
         self.seeds = check_seeds(seeds)
         self.labels = check_labels(denoiser, labels, len(self.seeds), settings.guidance, self.plan.guide)
         self.chunks = -(-len(self.seeds) // settings.micro_batch)
-        self.shape = image_shape(denoiser)
+        self.shape = image_shape(denoiser, self.plan.shape)
         if settings.png and self.shape[0] not in MODES:
             raise UserError("png=true", f"a PNG cannot hold {self.shape[0]} channels", "set png=false")
         numbers = np.full(len(self.seeds), -1) if self.labels is None else self.labels.numpy()
@@ -173,7 +173,7 @@ class _Job:
             "steps": len(plan.sigmas) - 1,
             "grid": plan.grid,
             "sigma_max": float(plan.sigmas[0]),
-            "sigma_min": float(plan.sigmas[-2]),
+            "sigma_min": float(plan.sigmas[plan.sigmas > 0][-1]),
             "guidance": plan.guidance,
             "guidance_interval": plan.interval,
             "guide": by and {"classifier": guide_hash, "scale": by.scale, "interval": by.interval},
@@ -183,6 +183,7 @@ class _Job:
             "png": self.settings.png,
             "npz": self.settings.npz,
             "columns": self.settings.columns,
+            **({} if float(plan.sigmas[-1]) == 0 else {"to_zero": False}),
         }
 
     def begin(self) -> bool:
@@ -323,6 +324,8 @@ def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | No
         guide,
         settings.guide_scale,
         settings.guide_interval,
+        settings.size,
+        settings.to_zero,
         **settings.sampler_options(),
     )
 

@@ -10,7 +10,7 @@ one uint8 level. The solver's state is float64 (float32 where the device has non
 Default: DPM-Solver++(2M) on 20 levels uniform in ln sigma, the spacing of its theory. For exact denoisers of mixtures
 around CIFAR-10 images (EDM's and DDPM's ranges of sigma) its samples have the right spread around the images within
 2 %; 20 Karras levels are up to 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun (35 evaluations) 11 %. All of them reach
-about as many different images.
+about as many different images. Every sampler at equal cost, on an exact denoiser and on digits: `docs/samplers.md`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from .. import noise
 from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
 from ..errors import UserError
+from .grids import fast_grid, is_respacing, respaced_grid
 from .guidance import check_interval, classifier_guided, clipped, guided
 from .guide import Guide, make_guide
-from .samplers import SAMPLERS, Denoise, Step, resolve
+from .samplers import SAMPLERS, Denoise, Sampler, Step, resolve
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 MAX_SEED = 2**63 - 1
@@ -48,7 +49,13 @@ class Plan:
     interval: tuple[float, float] | None
     micro_batch: int
     clip: bool
+    shape: tuple[int, int, int]  # (C, H, W) of x0
     guide: Guide | None = None
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the sampler is told what the model says of the variance."""
+        return self.options.get("variance") == "learned"
 
 
 def plan(
@@ -65,14 +72,17 @@ def plan(
     guide: Classifier | None = None,
     guide_scale: float = 1.0,
     guide_interval: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
+    to_zero: bool = True,
     **options: Any,
 ) -> Plan:
     """Checks everything that does not depend on the images; the arguments are those of `sample`.
 
-    Raises `UserError` for an unknown sampler, option or grid, for values out of range, and for a guide that does not
-    fit the denoiser or refuses noise.
+    Raises `UserError` for an unknown sampler, option or grid, for values out of range, for a size the model cannot
+    make, and for a guide that does not fit the denoiser or refuses noise.
     """
-    chosen, options = resolve(sampler, options)
+    chosen, options = _options(denoiser, sampler, options)
+    shape = shape_at(denoiser, size)
     if micro_batch < 1:
         raise UserError(f"micro_batch={micro_batch}", "at least one image per forward pass is needed")
     check_interval(interval)
@@ -82,13 +92,76 @@ def plan(
         family.sigma_range = denoiser.sigma_range
     has_time = isinstance(family, noise.VP | noise.Flow)
     kind = grid or (chosen.grid if has_time or chosen.grid != "time" else "log")
-    steps = chosen.steps if steps is None else steps
-    sigmas = noise.grid(family, steps, kind, sigma_min, sigma_max)
+    sigmas = levels(family, steps, chosen.steps, kind, sigma_min, sigma_max, to_zero)
     clip = denoiser.clip if clip is None else clip
     if guide is None and (guide_scale != 1 or guide_interval is not None):
         raise UserError("guide_scale, guide_interval", "there is no guide", "give the classifier that guides: guide=")
+    if guide is not None and shape != tuple(denoiser.shape):
+        raise UserError(f"size={size}", "the guide knows one size of images", "leave the size or the guide out")
     by = None if guide is None else make_guide(denoiser, guide, guide_scale, guide_interval, sigmas)
-    return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip, by)
+    return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip, shape, by)
+
+
+def levels(
+    family: noise.Family,
+    steps: int | None,
+    usual: int,
+    grid: str,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> Tensor:
+    """The levels of sampling, descending, float64: of `noise.grid`, of a respaced table, or DPM-Solver-fast's nodes.
+
+    usual: steps where none are given. to_zero: the last step goes to sigma 0; otherwise it ends at the smallest level,
+    as some recipes do ("fast" always does), in as many steps. Raises `UserError` for what the family has not.
+    """
+    if is_respacing(grid):
+        sigmas = respaced_grid(family, grid)
+        if steps not in (None, len(sigmas) - 1):
+            raise UserError(f"steps={steps}", f"grid={grid} has {len(sigmas) - 1} levels", "leave steps out")
+        return sigmas if to_zero else sigmas[:-1]
+    steps = usual if steps is None else steps
+    if grid == "fast":
+        low, high = family.sigma_range
+        ends = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
+        family.check(torch.tensor(ends, dtype=torch.float64))
+        return fast_grid(steps, *ends)
+    if to_zero:
+        return noise.grid(family, steps, grid, sigma_min, sigma_max)
+    return noise.grid(family, steps + 1, grid, sigma_min, sigma_max)[:-1]
+
+
+def _options(denoiser: Denoiser, sampler: str, options: dict[str, Any]) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler and all its options. A variance that the model has learned is used unless another one is named."""
+    chosen, complete = resolve(sampler, options)
+    if "variance" in complete:
+        if "variance" not in options and denoiser.learns_variance:
+            complete["variance"] = "learned"
+        if complete["variance"] == "learned" and not denoiser.learns_variance:
+            raise UserError("variance=learned", "this model learned no variance", "use variance=small or large")
+    return chosen, complete
+
+
+def shape_at(denoiser: Denoiser, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(C, H, W) of x0 for images of this size (height, width) in pixels; None: as the model was trained.
+
+    Raises `UserError` with the reason where the model makes no images of this size.
+    """
+    channels, *trained = denoiser.shape
+    if size is None:
+        return (channels, trained[0], trained[1])
+    stride = getattr(denoiser.codec, "stride", 1)
+    height, width = size[0] // stride, size[1] // stride
+    whole = (height * stride, width * stride) == tuple(size)
+    problem = denoiser.size_problem(height, width) if whole else f"its latents are made of {stride} x {stride} pixels"
+    if problem:
+        raise UserError(f"size={size[0]}x{size[1]}", problem, f"it was trained at {_by(trained, stride)}")
+    return (channels, height, width)
+
+
+def _by(sides: Sequence[int], stride: int) -> str:
+    return "x".join(str(side * stride) for side in sides)
 
 
 def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -157,6 +230,8 @@ def sample(
     guide: Classifier | None = None,
     guide_scale: float = 1.0,
     guide_interval: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
+    to_zero: bool = True,
     **options: Any,
 ) -> Tensor:
     """Images of these seeds, uint8 (N, C, H, W) on the CPU.
@@ -168,14 +243,16 @@ def sample(
     clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with (done, in all).
     guide: a classifier that knows noise and pulls towards the label with guide_scale (0 = not at all), where
     low < sigma <= high of guide_interval, by default at all levels it knows; an unconditional model then takes labels
-    of its classes. Classes are matched by name where both have names.
+    of its classes. Classes are matched by name where both have names. size: (height, width) in pixels, by default what
+    the model was trained at. grid: karras, log, time, ddim, fast (DPM-Solver-fast's nodes), or a respacing such as
+    ddim25 or 10,15,20. to_zero: False ends at the smallest level, as some published recipes do.
 
     Runs in inference mode with the network in eval mode, which is undone afterwards. Raises `UserError` before any
     computation for anything that cannot be.
     """
     chosen = plan(
         denoiser, sampler, steps, guidance, interval, grid, sigma_min, sigma_max, micro_batch, clip,
-        guide, guide_scale, guide_interval, **options
+        guide, guide_scale, guide_interval, size, to_zero, **options
     )  # fmt: skip
     seeds = check_seeds(seeds)
     return draw(denoiser, chosen, seeds, check_labels(denoiser, label, len(seeds), guidance, chosen.guide), progress)
@@ -239,11 +316,12 @@ def _steps(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor 
     device, dtype = place(denoiser)
     state = torch.float32 if device.type == "mps" else torch.float64
     padding = plan.micro_batch - len(seeds)
-    draws = SampleNoise([*seeds, *[seeds[-1]] * padding], denoiser.shape, device)
+    draws = SampleNoise([*seeds, *[seeds[-1]] * padding], plan.shape, device)
     if labels is not None:
         labels = torch.cat([labels, labels[-1:].expand(padding)]).to(device)
     x = draws().to(state) * denoiser.start_scale(float(plan.sigmas[0]))
-    denoise = guided(denoiser, labels if denoiser.classes else None, plan.guidance, plan.interval)
+    shown = labels if denoiser.classes else None
+    denoise = guided(denoiser, shown, plan.guidance, plan.interval, plan.learned_variance)
     if plan.guide is not None and labels is not None:
         by = plan.guide
         denoise = classifier_guided(denoise, by.classifier, by.labels(labels), by.scale, by.interval)
@@ -273,10 +351,10 @@ def evaluating(*models: object) -> Iterator[None]:
             module.training = training
 
 
-def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
-    """(C, H, W) of decoded images, found by decoding one x0."""
+def image_shape(denoiser: Denoiser, shape: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of decoded images, found by decoding one x0. shape: of x0; default: the denoiser's."""
     device, _ = place(denoiser)
-    c, h, w = _decode(denoiser, torch.zeros((1, *denoiser.shape), device=device)).shape[1:]
+    c, h, w = _decode(denoiser, torch.zeros((1, *(shape or denoiser.shape)), device=device)).shape[1:]
     return c, h, w
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Settings
+from .size import Size
 
-OPTIONS = ("eta", "variance", "s_churn", "s_min", "s_max", "s_noise")  # passed on to the sampler where they are given
+# passed on to the sampler where they are given
+OPTIONS = ("eta", "variance", "order", "variant", "s_churn", "s_min", "s_max", "s_noise")
+
+GRIDS = ("karras", "log", "time", "ddim", "fast")
+RESPACING = re.compile(r"ddim\d+|\d+(,\d+)*")  # of a table: ddim25, 250, or 10,15,20
 
 
 class SampleSettings(Settings):
@@ -20,11 +26,19 @@ class SampleSettings(Settings):
         "all", description="all (classes in turn), none, a class name, or the index of a class where none has that name"
     )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
-    sampler: str = Field("dpmpp2m", description="dpmpp2m, heun, euler, ddim or ddpm")
-    steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
-    grid: Literal["karras", "log", "time", "ddim"] | None = Field(
-        None, description="spacing of the noise levels; default: the sampler's (dpmpp2m: log; heun: karras)"
+    size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as the model was trained")
+    sampler: str = Field(
+        "dpmpp2m",
+        description="ODE: dpmpp2m, dpmpp3m, unipc, plms, lms, heun, ddim, euler, dpm1, dpm2, dpm3, dpm_fast, dpmpp2s, "
+        "dpmpp3s, dpmpp_fast; with noise at every step: dpmpp2m_sde, euler_ancestral, ddpm",
     )
+    steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
+    grid: str | None = Field(
+        None,
+        description="spacing of the noise levels: karras, log, time, ddim, fast, or a respaced table such as ddim25 or "
+        "10,15,20; default: the sampler's (dpmpp2m: log; heun: karras)",
+    )
+    to_zero: bool = Field(True, description="the last step goes to sigma 0; false: it ends at the smallest level")
     guidance: float = Field(1.0, ge=0, description="1 = conditional, 0 = unconditional, above 1 exaggerates the class")
     guidance_interval: tuple[float, float] | None = Field(
         None, description="guide only where low < sigma <= high, sigma in units of x0; default: everywhere"
@@ -36,8 +50,14 @@ class SampleSettings(Settings):
     guide_interval: tuple[float, float] | None = Field(
         None, description="the guide acts only where low < sigma <= high; default: at all levels it knows"
     )
-    eta: float | None = Field(None, ge=0, le=1, description="ddim: 0 follows the ODE, 1 is ancestral")
-    variance: Literal["small", "large"] | None = Field(None, description="ddpm: posterior variance, or beta")
+    eta: float | None = Field(
+        None, ge=0, le=1, description="ddim, euler_ancestral, dpmpp2m_sde: 0 follows the ODE, 1 is ancestral"
+    )
+    variance: Literal["small", "large", "learned"] | None = Field(
+        None, description="ddpm: posterior variance, beta, or between the two by a network that learned it"
+    )
+    order: int | None = Field(None, ge=1, le=4, description="unipc: 2 or 3; lms: 1 to 4")
+    variant: Literal["bh1", "bh2"] | None = Field(None, description="unipc: the function B(h) of its paper")
     s_churn: float | None = Field(None, ge=0, description="heun: total stochasticity, 0 = none")
     s_min: float | None = Field(None, ge=0, description="heun: smallest sigma that is churned")
     s_max: float | None = Field(None, ge=0, description="heun: largest sigma that is churned")
@@ -52,6 +72,21 @@ class SampleSettings(Settings):
     png: bool = Field(True, description="write one PNG per image")
     npz: bool = Field(True, description="write images.npz (arr_0 uint8 NHWC, arr_1 labels)")
     columns: int = Field(10, ge=1, description="columns, and at most as many rows, of grid.png")
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _grid(cls, value: Any) -> Any:
+        """A respacing may arrive as a number or as a list of them."""
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        if value is None:
+            return None
+        text = str(value).replace(" ", "")
+        if text not in GRIDS and not RESPACING.fullmatch(text):
+            raise ValueError(
+                f"{value!r} is no grid; valid: {', '.join(GRIDS)}, or a respacing such as ddim25 or 10,15,20"
+            )
+        return text
 
     @model_validator(mode="after")
     def _intervals(self) -> SampleSettings:
