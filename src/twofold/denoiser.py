@@ -21,6 +21,7 @@ from . import taps as _taps
 from .codec import Codec, PixelCodec
 from .errors import UserError
 from .noise import Coefficients, Family, as_sigma, expand
+from .reverse import between, table_family, table_step
 from .taps import Layer
 
 Cond = Mapping[str, Tensor]
@@ -42,7 +43,10 @@ class State:
 
 
 class Network(Protocol):
-    """What computes F: plain modules that know neither sigma nor noise theory (see `twofold.networks`)."""
+    """What computes F: plain modules that know neither sigma nor noise theory (see `twofold.networks`).
+
+    One with `learns_variance` set returns (B, 2C, H, W): F, and then 2v - 1 (see `twofold.reverse`).
+    """
 
     layers: Mapping[str, Layer]
 
@@ -56,6 +60,7 @@ class Denoiser(nn.Module):
     class_names: what they are called, () where nobody said.
     layers: {name: Layer} in order of execution. aliases: {published name: name in layers}, which `features` takes too.
     codec: images <-> x0. clip: x0 lives in [-1, 1]. autocast: what its network computes in; None: x's own.
+    learns_variance: it knows `denoise_and_variance`.
     """
 
     shape: tuple[int, int, int]
@@ -67,10 +72,16 @@ class Denoiser(nn.Module):
     codec: Codec
     clip: bool = True
     autocast: torch.dtype | None = None
+    learns_variance: bool = False
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32 or better: the expectation of x0 given x. Raises `UserError` off its range."""
         raise NotImplementedError
+
+    def denoise_and_variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
+        """x0_hat and v, both (B, C, H, W), in one pass; v says where between its bounds the variance of a reverse step
+        lies (see `twofold.reverse`). Raises `UserError` for a model that learned none."""
+        raise UserError("variance=learned", "this model learned no variance", "use variance=small or large")
 
     def features(
         self, x: Tensor, sigma: Tensor | float, layers: Iterable[str], cond: Cond | None = None
@@ -85,6 +96,11 @@ class Denoiser(nn.Module):
     def start_scale(self, sigma: float) -> float:
         """Standard deviation of the first x of a sampler that starts at sigma."""
         raise NotImplementedError
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        """Why it cannot denoise an x0 of this height and width; None where it can."""
+        same = (height, width) == tuple(self.shape[1:])
+        return None if same else "this model makes images of one size"
 
 
 class Encoder(Protocol):
@@ -143,6 +159,14 @@ class NetworkDenoiser(Denoiser):
     def aliases(self) -> Mapping[str, str]:  # type: ignore[override]
         return getattr(self.network, "aliases", {})
 
+    @property
+    def learns_variance(self) -> bool:  # type: ignore[override]
+        return bool(getattr(self.network, "learns_variance", False))
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        ask = getattr(self.network, "size_problem", None)
+        return ask(height, width) if ask else super().size_problem(height, width)
+
     def compile_network(self) -> None:
         """Run denoising through torch.compile. Features keep the eager network, where hooks fire."""
         object.__setattr__(self, "_compiled", torch.compile(self.network))
@@ -151,14 +175,36 @@ class NetworkDenoiser(Denoiser):
         return self.family.start_scale(sigma)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        """F itself, float32: what a loss compares with `family.target`. Does not check the range of sigma."""
-        return self._predict(x, self.family.coefficients(as_sigma(sigma)), cond)
+        """F itself, float32: what a loss compares with `family.target`. Does not check the range of sigma.
+
+        A network that learns variances gives (B, 2C, H, W): F, and then 2v - 1.
+        """
+        return self._output(x, self.family.coefficients(as_sigma(sigma)), cond)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         sigma = as_sigma(sigma)
         self.family.check(sigma)
         c = self.family.coefficients(sigma)
         return self._combine(x, c, self._predict(x, c, cond))
+
+    def denoise_and_variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
+        if not self.learns_variance:
+            return super().denoise_and_variance(x, sigma, cond)
+        sigma = as_sigma(sigma)
+        self.family.check(sigma)
+        c = self.family.coefficients(sigma)
+        output, share = self._output(x, c, cond).chunk(2, 1)
+        return self._combine(x, c, output), (share + 1) / 2
+
+    def variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
+        """Variance (B, C, H, W) of an ancestral step from x to the next lower entry of the table, as it was learned.
+
+        In the frame x0 + sigma * noise; not to be confused with the variance of x0 given x. Raises `UserError` for a
+        network that learned none.
+        """
+        v = self.denoise_and_variance(x, sigma, cond)[1]
+        step = table_step(table_family(self.family), as_sigma(sigma))
+        return between(v, step.low, step.high)
 
     def features(
         self, x: Tensor, sigma: Tensor | float, layers: Iterable[str], cond: Cond | None = None
@@ -181,7 +227,7 @@ class NetworkDenoiser(Denoiser):
         decode = self._split("decode")
         with self._autocast(x):
             output = decode(state)
-        return self._combine(x, c, output.to(x.dtype))
+        return self._combine(x, c, self._mean(output.to(x.dtype)))
 
     def _split(self, name: str) -> Any:
         if not hasattr(self.network, name):
@@ -204,8 +250,16 @@ class NetworkDenoiser(Denoiser):
         with self._autocast(x):
             return network(expand(c.c_in, x) * x, c_noise, cond)
 
-    def _predict(self, x: Tensor, c: Coefficients, cond: Cond | None) -> Tensor:
+    def _output(self, x: Tensor, c: Coefficients, cond: Cond | None) -> Tensor:
+        """All that the network says."""
         return self._run(getattr(self, "_compiled", self.network), x, c, cond).to(x.dtype)
+
+    def _predict(self, x: Tensor, c: Coefficients, cond: Cond | None) -> Tensor:
+        return self._mean(self._output(x, c, cond))
+
+    def _mean(self, output: Tensor) -> Tensor:
+        """F, without what is said about the variance."""
+        return output.chunk(2, 1)[0] if self.learns_variance else output
 
     def _combine(self, x: Tensor, c: Coefficients, output: Tensor) -> Tensor:
         return expand(c.c_skip, x) * x + expand(c.c_out, x) * output

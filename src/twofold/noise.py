@@ -350,4 +350,4 @@ def grid(
             return time_grid(family, steps)
         case "ddim":
             return ddim_grid(family, steps)
-    raise UserError(f"grid={kind}", "no such grid", "valid: " + ", ".join(GRIDS))
+    raise UserError(f"grid={kind}", "no such grid", f"valid: {', '.join(GRIDS)}, fast, or a respacing such as ddim25")

@@ -14,6 +14,6 @@ OBJECTIVES: dict[str, Any] = {"denoising": DenoisingObjective, "supervised": Sup
 __all__ = ["OBJECTIVES", "Objective", "objective"]
 
 
-def objective(model: Any, settings: ObjectiveSettings) -> Objective:
-    """The objective these settings ask for, around a freshly built or resumed model."""
-    return OBJECTIVES[settings.kind](model, settings)
+def objective(model: Any, settings: ObjectiveSettings, seed: int = 0) -> Objective:
+    """The objective these settings ask for, around a freshly built or resumed model. seed: of the run's randomness."""
+    return OBJECTIVES[settings.kind](model, settings, seed)

@@ -14,12 +14,15 @@ class Objective(nn.Module):
     network: what is trained. denoiser: the model that can be sampled, None where this objective gives none.
     classifies: whether it names what is in images, so that labels count and there is an accuracy.
     needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries.
+    learns_levels: whether the noise levels of later batches depend on earlier losses: the loop tells it with `observe`,
+    and keeps its `memory` in the training state.
     """
 
     network: nn.Module
     classifies: bool
     needs_noise: bool
     uniforms: int
+    learns_levels: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,3 +35,14 @@ class Objective(nn.Module):
     def correct(self, batch: Batch) -> float:
         """How many images are named rightly; asked only where `classifies`."""
         raise NotImplementedError
+
+    def observe(self, start: int, losses: Tensor) -> None:
+        """Called after every step that was taken, where `learns_levels`: the losses (B,) float64 of the whole global
+        batch, of positions start..start+B-1; the same on every rank."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it has learned besides the network's weights."""
+        return {}
+
+    def remember(self, memory: dict[str, Tensor]) -> None:
+        """The inverse of `memory`."""

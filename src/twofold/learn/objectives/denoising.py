@@ -1,5 +1,12 @@
 """The denoising objective: F against its own target at random noise levels (Ho et al. 2020, eq. 14; Karras et al.
-2022, eq. 8; Lipman et al. 2023, eq. 9; which one is the noise family's business)."""
+2022, eq. 8; Lipman et al. 2023, eq. 9; which one is the noise family's business).
+
+    mse       |F - target|^2, mean over pixels
+    vlb       T times the variational bound's term at this level, in bits per dimension: its sum, estimated
+    hybrid    mse + 0.001 vlb, where the second part trains the variance alone (Nichol and Dhariwal 2021, eq. 16)
+
+One forward pass gives both parts.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +14,42 @@ import torch
 from torch import Tensor
 
 from ... import noise as theory
+from ... import reverse
 from ...data.augment import AUGMENT_DRAWS, augment
 from ...denoiser import NetworkDenoiser
+from ...draws import ImageDraws
+from ...errors import UserError
 from ...settings.train import Denoising
 from ..batches import U_AUGMENT, U_LABEL, U_SIGMA, Batch
 from .base import Objective
+from .levels import Importance, levels
+
+VARIANCE_WEIGHT = 1e-3  # of the bound in `hybrid`
 
 
 class DenoisingObjective(Objective):
-    """forward(batch) -> weighted squared error of F, mean over pixels, per image (B,)."""
+    """forward(batch) -> weighted loss per image (B,).
+
+    Raises `UserError` for hybrid and vlb where the network learns no variance or its noise has no table.
+    """
 
     classifies = False
     needs_noise = True
 
-    def __init__(self, denoiser: NetworkDenoiser, settings: Denoising) -> None:
+    def __init__(self, denoiser: NetworkDenoiser, settings: Denoising, seed: int = 0) -> None:
         super().__init__()
         self.denoiser: NetworkDenoiser = denoiser
         self.network = denoiser.network
         self.settings = settings
         self.uniforms = U_AUGMENT + (AUGMENT_DRAWS if settings.augment_probability else 0)
+        self.levels = levels(denoiser.family, settings)
+        self.learns_levels = isinstance(self.levels, Importance)
+        self._seed, self._draws = seed, ImageDraws("train")
+        if settings.loss != "mse":
+            reverse.table_family(denoiser.family)
+            if not denoiser.learns_variance:
+                hint = "set network.learned_variance=true"
+                raise UserError(f"objective.loss={settings.loss}", "the network says nothing of a variance", hint)
 
     def counted(self, label: Tensor) -> int:
         """All of them: an image without a label is still an image."""
@@ -40,8 +64,39 @@ class DenoisingObjective(Objective):
         if self.denoiser.classes:
             dropped = (batch.uniforms[:, U_LABEL] < settings.label_dropout).to(batch.label.device)
             cond["label"] = torch.where(dropped, -1, batch.label)
-        sigma = family.training_sigma(batch.uniforms[:, U_SIGMA])
+        sigma, weight = self._levels(batch.uniforms[:, U_SIGMA])
         assert batch.noise is not None
         output = self.denoiser(theory.add(x0, batch.noise, sigma), sigma, cond)
-        error = (output - family.target(x0, batch.noise, sigma)).square().flatten(1).mean(1)
-        return error * theory.expand(theory.loss_weight(family, sigma, settings.min_snr_gamma), error)
+        output, *about_variance = output.chunk(2, 1) if self.denoiser.learns_variance else (output,)
+        off = output - family.target(x0, batch.noise, sigma)
+        loss = off.square().flatten(1).mean(1)
+        loss = loss * theory.expand(theory.loss_weight(family, sigma, settings.min_snr_gamma), loss)
+        if settings.loss != "mse":
+            loss = self._with_bound(loss, x0, off, about_variance[0], sigma)
+        return loss * theory.expand(weight, loss)
+
+    def _levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """What importance sampling draws changes as it learns; held-out losses, to be compared, go without it."""
+        if self.learns_levels and not self.training:
+            return self.denoiser.family.training_sigma(u), torch.ones_like(u)
+        return self.levels(u)
+
+    def _with_bound(self, mse: Tensor, x0: Tensor, off: Tensor, about_variance: Tensor, sigma: Tensor) -> Tensor:
+        """off: F - target, of which x0_hat - x0 is c_out times as much."""
+        family = reverse.table_family(self.denoiser.family)
+        hybrid = self.settings.loss == "hybrid"
+        error = theory.expand(family.coefficients(sigma).c_out, off) * (off.detach() if hybrid else off)
+        bound = family.settings.steps * reverse.bits(family, x0, error, (about_variance + 1) / 2, sigma)
+        return mse + VARIANCE_WEIGHT * bound if hybrid else bound
+
+    def observe(self, start: int, losses: Tensor) -> None:
+        if isinstance(self.levels, Importance):
+            u = [self._draws(self._seed, start + i).random() for i in range(len(losses))]  # the first is U_SIGMA
+            self.levels.observe(torch.tensor(u, dtype=torch.float64), losses)
+
+    def memory(self) -> dict[str, Tensor]:
+        return self.levels.memory() if isinstance(self.levels, Importance) else {}
+
+    def remember(self, memory: dict[str, Tensor]) -> None:
+        if isinstance(self.levels, Importance):
+            self.levels.remember(memory)

@@ -29,7 +29,7 @@ class SupervisedObjective(Objective):
 
     classifies = True
 
-    def __init__(self, classifier: NetworkClassifier, settings: Supervised) -> None:
+    def __init__(self, classifier: NetworkClassifier, settings: Supervised, seed: int = 0) -> None:
         super().__init__()
         self.classifier = classifier
         self.network = classifier.network
