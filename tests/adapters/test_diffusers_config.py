@@ -89,7 +89,7 @@ def test_there_and_back(options: dict[str, Any], padding: str, resample: str) ->
     ("change", "named"),
     [
         ({"sample_size": None}, "sample_size"),
-        ({"out_channels": 6}, "out_channels=6"),
+        ({"out_channels": 9}, "out_channels=9"),
         ({"block_out_channels": [128, 192, 256, 256]}, "block_out_channels"),
         ({"block_out_channels": [128, 256]}, "down_block_types"),
         ({"attention_head_dim": 48}, "attention_head_dim=48"),

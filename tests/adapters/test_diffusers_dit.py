@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twofold import load
-from twofold.adapters.diffusers_dit import DiTDenoiser
 from twofold.adapters.latent_codec import LatentCodec
 from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
@@ -33,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> DiTDenoiser:
+def model(folder: Path) -> NetworkDenoiser:
     model = load(folder)
-    assert isinstance(model, DiTDenoiser)
+    assert isinstance(model, NetworkDenoiser)
     return model
 
 
@@ -65,7 +64,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_facts(model: DiTDenoiser) -> None:
+def test_the_facts(model: NetworkDenoiser) -> None:
     assert model.shape == (4, 8, 8) and model.classes == 3 and not model.clip and not model.training
     assert list(model.layers) == ["block.0", "block.1", "block.2"]
     assert model.aliases["layer-2"] == "block.2"
@@ -75,7 +74,7 @@ def test_the_facts(model: DiTDenoiser) -> None:
     assert isinstance(model.codec, LatentCodec) and model.codec.size == (16, 16)
 
 
-def test_denoise_is_the_peers_noise_prediction(model: DiTDenoiser, pipe: Any) -> None:
+def test_denoise_is_the_peers_noise_prediction(model: NetworkDenoiser, pipe: Any) -> None:
     """x0_hat = (x_t - sqrt(1 - abar) eps) / sqrt(abar), eps the first half of the peer's output; -1 its null class."""
     x0, noise = draw()
     t, labels = torch.tensor([0, 121, 999]), torch.tensor([2, -1, 0])
@@ -91,7 +90,7 @@ def test_denoise_is_the_peers_noise_prediction(model: DiTDenoiser, pipe: Any) ->
     assert torch.equal(none[1], found[1]) and not torch.allclose(none[0], found[0])
 
 
-def test_a_ddim_step_is_the_schedulers(model: DiTDenoiser, pipe: Any) -> None:
+def test_a_ddim_step_is_the_schedulers(model: NetworkDenoiser, pipe: Any) -> None:
     x0, noise = draw(1)
     pipe.scheduler.set_timesteps(10)
     now, then = (int(t) for t in pipe.scheduler.timesteps[3:5])
@@ -106,7 +105,7 @@ def test_a_ddim_step_is_the_schedulers(model: DiTDenoiser, pipe: Any) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_variance_is_the_learned_range_of_ddpm(model: DiTDenoiser, pipe: Any) -> None:
+def test_variance_is_the_learned_range_of_ddpm(model: NetworkDenoiser, pipe: Any) -> None:
     scheduler = diffusers.DDPMScheduler(beta_schedule="linear", variance_type="learned_range")
     x0, noise = draw()
     t = torch.tensor([2, 400, 999])
@@ -121,7 +120,7 @@ def test_variance_is_the_learned_range_of_ddpm(model: DiTDenoiser, pipe: Any) ->
     assert float(model.variance(x, model.sigma_range[0]).min()) > 0
 
 
-def test_features_are_a_blocks_output_in_its_place(model: DiTDenoiser, pipe: Any) -> None:
+def test_features_are_a_blocks_output_in_its_place(model: NetworkDenoiser, pipe: Any) -> None:
     seen: dict[int, Tensor] = {}
     for k, block in enumerate(pipe.transformer.transformer_blocks):
         block.register_forward_hook(lambda module, args, output, k=k: seen.update({k: output}))
@@ -139,7 +138,7 @@ def test_features_are_a_blocks_output_in_its_place(model: DiTDenoiser, pipe: Any
             torch.testing.assert_close(maps[:, :, row, column], seen[k][:, 4 * row + column], rtol=1e-5, atol=1e-5)
 
 
-def test_later_blocks_do_not_run(model: DiTDenoiser) -> None:
+def test_later_blocks_do_not_run(model: NetworkDenoiser) -> None:
     ran: list[str] = []
     handles = [
         layer.module.register_forward_pre_hook(lambda module, args, name=name: ran.append(name))
@@ -155,7 +154,7 @@ def test_later_blocks_do_not_run(model: DiTDenoiser) -> None:
     assert torch.equal(early["block.1"], whole["block.1"])
 
 
-def test_clean_images_and_wrong_names(model: DiTDenoiser) -> None:
+def test_clean_images_and_wrong_names(model: NetworkDenoiser) -> None:
     x, _ = draw()
     with torch.no_grad():
         clean = model.features(x, 0.0, ["layer-1"])["layer-1"]
@@ -167,11 +166,11 @@ def test_clean_images_and_wrong_names(model: DiTDenoiser) -> None:
         model.denoise(x, 1000.0)
     with pytest.raises(UserError, match="label 3: the network knows 3 classes"):
         model.denoise(x, 0.5, {"label": torch.tensor([0, 1, 3])})
-    with pytest.raises(UserError, match="needs squares"):
-        model.denoise(torch.randn(1, 4, 8, 6), 0.5)
+    with pytest.raises(UserError, match="needs multiples of 2"):
+        model.denoise(torch.randn(1, 4, 8, 7), 0.5)
 
 
-def test_it_makes_images_and_takes_bfloat16(model: DiTDenoiser) -> None:
+def test_it_makes_images_and_takes_bfloat16(model: NetworkDenoiser) -> None:
     images = sample(model, seeds=2, label=1, steps=3, guidance=2.0)
     assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8
     x, _ = draw()
@@ -184,7 +183,7 @@ def test_it_makes_images_and_takes_bfloat16(model: DiTDenoiser) -> None:
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
 
-def test_the_codec_belongs_to_the_denoiser(model: DiTDenoiser, folder: Path) -> None:
+def test_the_codec_belongs_to_the_denoiser(model: NetworkDenoiser, folder: Path) -> None:
     again = load(folder)
     assert weights_hash(again) == weights_hash(model)
     with torch.no_grad():
@@ -201,7 +200,7 @@ def test_names_come_from_the_pipeline(copied: Path) -> None:
     assert load(copied).class_names == []  # half of the names would name the wrong classes
 
 
-def test_a_transformer_alone_reads_latents(folder: Path, model: DiTDenoiser) -> None:
+def test_a_transformer_alone_reads_latents(folder: Path, model: NetworkDenoiser) -> None:
     alone = load(folder / "transformer")
     x, _ = draw()
     with torch.no_grad():
@@ -232,7 +231,7 @@ def test_a_network_without_variance(tmp_path: Path) -> None:
     with torch.no_grad():
         assert model.denoise(x, 0.5).shape == x.shape
         assert model.features(x, 0.5, ["block.0"])["block.0"].shape == (3, 24, 2, 2)
-    with pytest.raises(UserError, match="predicts the noise only"):
+    with pytest.raises(UserError, match="learned no variance"):
         model.variance(x, 0.5)  # type: ignore[union-attr]
 
 
@@ -258,7 +257,45 @@ def test_wrong_weights_are_named(copied: Path) -> None:
         load(copied)
 
 
-def test_shards_are_read_together(folder: Path, model: DiTDenoiser, tmp_path: Path, pipe: Any) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_bias": False},
+        {"patch_size": 4, "norm_eps": 1e-2},
+        {"out_channels": 4, "num_layers": 1, "attention_head_dim": 4},
+        {"sample_size": 6, "in_channels": 1, "out_channels": 2},
+    ],
+)
+def test_the_network_is_the_peers(options: dict[str, Any], tmp_path: Path) -> None:
+    """Random weights with an embedding of their own in each block, at the trained size and at another."""
+    theirs = peers.transformer(**options)
+    theirs.save_pretrained(tmp_path)
+    network = load(tmp_path).network  # type: ignore[union-attr]
+    channels, size = theirs.config.in_channels, theirs.config.sample_size
+    t, labels = torch.tensor([3.0, 777.0]), torch.tensor([2, 0])
+    for side in (size, 2 * size):
+        x = torch.randn(2, channels, side, side)
+        with torch.no_grad():
+            expected = theirs(x, timestep=t, class_labels=labels).sample
+            torch.testing.assert_close(network(x, t, {"label": labels}), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_embeddings_become_one(tmp_path: Path) -> None:
+    theirs = peers.transformer()
+    theirs.save_pretrained(tmp_path / "each")
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
+    theirs.save_pretrained(tmp_path / "one")
+    each, one = load(tmp_path / "each").network, load(tmp_path / "one").network  # type: ignore[union-attr]
+    assert len(each.embedders) == 3 and len(one.embedders) == 1
+    assert one.settings.embedders == "shared"
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([50.0])
+    with torch.no_grad():
+        expected = theirs(x, timestep=t, class_labels=torch.tensor([1])).sample
+        torch.testing.assert_close(one(x, t, {"label": torch.tensor([1])}), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shards_are_read_together(folder: Path, model: NetworkDenoiser, tmp_path: Path, pipe: Any) -> None:
     pipe.transformer.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert weights_hash(load(tmp_path).network) == weights_hash(model.network)  # type: ignore[union-attr]
@@ -309,7 +346,7 @@ def change_norm(folder: Path) -> None:
         (change_outputs, "out_channels=6: neither noise nor noise and variance"),
         (change_latents, "3 -> 8 -> 3 channels; the transformer needs 3 -> 4 -> 3"),
         (change_schedule, "beta_end=0.5"),
-        (change_norm, "DiTTransformer2DModel refuses it"),
+        (change_norm, "norm_type=layer_norm: twofold's dit has no such option; valid: ada_norm_zero"),
     ],
 )
 def test_what_cannot_be_run_is_named(copied: Path, change: Callable[[Path], None], message: str) -> None:

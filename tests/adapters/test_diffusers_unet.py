@@ -34,6 +34,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"conditioning": "scale_shift", "embedding_order": "cos_sin", "embedding_endpoint": False},
     {"head_channels": 8, "attention": (16, 8)},
     {"blocks": 2, "multipliers": (1, 2, 2), "attention": (8,)},
+    {"learned_variance": True},
 ]
 
 
@@ -61,7 +62,8 @@ def test_outputs_agree_both_ways(options: dict[str, Any]) -> None:
         assert relative(ours.network(x, t, cond), expected) < 1e-5
         again = from_diffusers(theirs)
         assert torch.equal(again.network(x, t, cond), ours.network(x, t, cond))
-    assert again.classes == ours.classes
+    assert again.classes == ours.classes and again.learns_variance == ours.learns_variance
+    assert to_scheduler(ours).config.variance_type == ("learned_range" if ours.learns_variance else "fixed_small")
 
 
 def test_the_preset_is_diffusers_exact() -> None:
@@ -136,6 +138,7 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
         ({"resample": "residual", "resample_projection": True}, "resample_projection"),
         ({"heads": 2, "attention": (16, 8)}, "heads"),
         ({"multipliers": (2, 2)}, "multipliers"),
+        ({"embedding_channels": 32}, "embedding_channels"),
     ],
 )
 def test_what_diffusers_cannot_say_is_named(options: dict[str, Any], named: str) -> None:

@@ -17,9 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twofold import load
-from twofold.adapters.diffusers_dit import DiT, DiTDenoiser
 from twofold.adapters.diffusers_unet import to_diffusers, to_scheduler
-from twofold.adapters.latent_codec import NoCodec
 from twofold.adapters.suspicion import READINGS, attentions, reading, refuse_suspicious, suspicious
 from twofold.cli.main import main
 from twofold.denoiser import NetworkDenoiser
@@ -56,9 +54,21 @@ def unet(noise: Any = None, seed: int = 0) -> NetworkDenoiser:
     return NetworkDenoiser(build(settings, SHAPE), family(noise or VPNoise()), SHAPE)
 
 
-def dit(seed: int = 0) -> DiTDenoiser:
+class Peer(nn.Module):
+    """The peer library's transformer as F: its noise prediction, without labels."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer, self.layers = transformer, {}
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Any = None) -> Tensor:
+        none = torch.ones(len(x), dtype=torch.long)
+        return self.transformer(x, timestep=c_noise, class_labels=none).sample[:, :1]
+
+
+def dit(seed: int = 0) -> NetworkDenoiser:
     theirs = peers.transformer(seed=seed, num_attention_heads=HEADS, num_embeds_ada_norm=1, **DIT)
-    return DiTDenoiser(DiT(theirs), VPNoise(), NoCodec("here"))
+    return NetworkDenoiser(Peer(theirs), family(VPNoise()), SHAPE)
 
 
 def trained(denoiser: NetworkDenoiser, steps: int, batch: int) -> NetworkDenoiser:
@@ -187,7 +197,7 @@ def test_wrong_files_are_found(name: str, how: str, folders: dict[str, Path], tm
     ("name", "where", "ours"),
     [
         ("unet", "down_blocks.0.attentions.0", "enc.1.attention"),
-        ("dit", "transformer_blocks.0", "transformer_blocks.0.attn1"),
+        ("dit", "transformer_blocks.0", "blocks.0.attention"),
     ],
 )
 def test_a_single_wrong_layer_is_named(

@@ -46,6 +46,8 @@ OPTIONS = st.fixed_dictionaries(
         "classes": st.sampled_from([0, 3]),
         "augment_dim": st.sampled_from([0, 9]),
         "init": st.sampled_from(["default", "edm"]),
+        "learned_variance": st.booleans(),
+        "embedding_channels": st.sampled_from([None, 6]),
     }
 )
 
@@ -56,7 +58,8 @@ def test_every_option_set_trains_every_parameter(options: dict[str, Any]) -> Non
     network = small(**options).train()
     x, c_noise, cond = inputs(network)
     output = network(x, c_noise, cond)
-    assert output.shape == x.shape
+    assert network.learns_variance == options["learned_variance"]
+    assert output.shape == (2, 1 + network.learns_variance, 8, 8)
     output.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -101,6 +104,28 @@ def test_decode_reads_what_the_state_holds() -> None:
             state = network.encode(x, c_noise)
             state.taps[name] = state.taps[name] + 1
             assert not torch.equal(network.decode(state), network(x, c_noise)), name
+
+
+def test_a_learned_variance_is_decoded_too_and_never_reaches_a_trunk() -> None:
+    network = small(learned_variance=True)
+    x, c_noise, _ = inputs(network)
+    with torch.no_grad():
+        whole = network(x, c_noise)
+        assert whole.shape == (2, 2, 8, 8) and torch.equal(network.decode(network.encode(x, c_noise)), whole)
+        before = network.trunk(x, c_noise)
+        network.truncate(next(reversed(network.layers)))
+        assert torch.equal(network.trunk(x, c_noise), before)
+    assert not hasattr(network, "out")
+    mean, rest = whole.chunk(2, dim=1)
+    assert 0.2 < float(rest.std() / mean.std()) < 5  # both halves begin alike
+
+
+def test_the_embedding_has_a_width_of_its_own() -> None:
+    network = small(embedding_channels=12)
+    assert network.embedding.first.in_features == 12 and network.embedding.second.out_features == 48
+    assert network.mid.first.emb.in_features == 48  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="network.embedding_channels=7: odd"):
+        small(embedding_channels=7)
 
 
 @pytest.mark.parametrize("position", ["before", "after"])

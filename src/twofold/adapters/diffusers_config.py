@@ -88,6 +88,7 @@ def exportable_network(denoiser: Denoiser) -> UNet:
         "multipliers": (s.multipliers, s.multipliers[0] != 1, "the first must be 1"),
         "skip_scale": (s.skip_scale, s.skip_scale != 1, ""),
         "augment_dim": (s.augment_dim, s.augment_dim > 0, ""),
+        "embedding_channels": (s.embedding_channels, s.embedding_channels not in (None, s.channels), "use null"),
         "label_position": (s.label_position, bool(s.classes) and s.label_position == "before", "use after"),
         "resample_projection": (True, s.resample == "residual" and s.resample_projection, ""),
         "decoder_attention": (s.decoder_attention, bool(s.attention) and s.decoder_attention == "last", "use all"),
@@ -133,7 +134,7 @@ def config_of(network: UNet) -> dict[str, Any]:
     return {
         "sample_size": height if height == width else (height, width),
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": channels * (1 + s.learned_variance),
         "freq_shift": int(s.embedding_endpoint),
         "flip_sin_to_cos": s.embedding_order == "cos_sin",
         "down_block_types": tuple(ATTENTION_DOWN if a else DOWN[s.resample] for a in reversed(attends)),
@@ -184,6 +185,7 @@ def settings_of(config: Mapping[str, Any]) -> tuple[UNetSettings, tuple[int, int
         head_channels=c["attention_head_dim"],
         dropout=c["dropout"],
         classes=c["num_class_embeds"] or 0,
+        learned_variance=c["out_channels"] == 2 * c["in_channels"],
         resample=_resample(c),
         downsample_padding="end" if c["downsample_padding"] == 0 else "both",
         conditioning="scale_shift" if c["resnet_time_scale_shift"] == "scale_shift" else "add",
@@ -208,7 +210,10 @@ def _check(config: Mapping[str, Any], c: Mapping[str, Any]) -> None:
     attending = {width for width, attend in zip(widths, attends, strict=False) if attend} | {widths[-1]}
     valid = {key: (c[key] in values, " or ".join(map(str, values))) for key, values in ONLY.items()} | {
         "sample_size": (sides is not None, "twofold needs the size of the images"),
-        "out_channels": (c["out_channels"] == c["in_channels"], f"in_channels={c['in_channels']}"),
+        "out_channels": (
+            c["out_channels"] in (c["in_channels"], 2 * c["in_channels"]),
+            f"in_channels={c['in_channels']}, or twice that with learned variances",
+        ),
         "time_embedding_dim": (c["time_embedding_dim"] in (None, 4 * widths[0]), f"{4 * widths[0]}"),
         "block_out_channels": (all(w % widths[0] == 0 for w in widths), "multiples of the first"),
         "down_block_types": (len(attends) == len(widths), f"{len(widths)} blocks, as in block_out_channels"),

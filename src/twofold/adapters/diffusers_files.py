@@ -85,7 +85,12 @@ def present_name(name: str) -> str:
     return name
 
 
-def check_weights(where: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_weights(
+    where: str,
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    hint: str = "config and weights disagree",
+) -> None:
     """Raises `UserError` naming the missing, surplus or misshapen weights."""
     problems = {
         "missing": [name for name in expected if name not in weights],
@@ -93,11 +98,11 @@ def check_weights(where: str, expected: Mapping[str, Tensor], weights: Mapping[s
     }
     for problem, keys in problems.items():
         if keys:
-            raise UserError(f"weights of {where}", _count(problem, keys), "config and weights disagree")
+            raise UserError(f"weights of {where}", _count(problem, keys), hint)
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             what = f"{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            raise UserError(f"weights of {where}", what, "config and weights disagree")
+            raise UserError(f"weights of {where}", what, hint)
 
 
 def _count(problem: str, keys: Iterable[str]) -> str:

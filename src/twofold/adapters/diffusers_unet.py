@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 # names of a block's parts here and there; the three projections of attention are one matrix here
 RESNET = {"norm1": "norm1", "conv1": "conv1", "emb": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
 ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}
-OUTPUT = ("conv_out.weight", "conv_out.bias")
 LABELS = "class_embedding.weight"
 
 
@@ -67,10 +66,11 @@ def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
 def to_scheduler(denoiser: Denoiser) -> DDPMScheduler:
     """The DDPMScheduler with the denoiser's betas and prediction type. Raises `UserError` if there is none."""
     betas = betas_of(exportable_noise(denoiser))
+    variance = "learned_range" if denoiser.learns_variance else "fixed_small"
 
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(**betas, clip_sample=denoiser.clip)
+    return DDPMScheduler(**betas, clip_sample=denoiser.clip, variance_type=variance)
 
 
 def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
@@ -78,8 +78,8 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
 
     scheduler: a diffusers scheduler with betas, or its configuration; a pipeline's folder brings its own. Without one
     the network is taken for DDPM's: linear betas 1e-4 .. 0.02, 1000 steps, predicting the noise.
-    A last class whose embedding is zero is "none" (label -1) and not counted. Of twice as many output channels as input
-    channels the second half, the learned variance, is left out. Weights become float32 or better copies.
+    A last class whose embedding is zero is "none" (label -1) and not counted. Twice as many output channels as input
+    channels are noise and learned variance. Weights become float32 or better copies.
 
     Raises `UserError` naming the first configuration key that twofold has nothing for, and for weights that are not
     those of the configuration.
@@ -91,7 +91,6 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
         where, config, weights = type(source).__name__, dict(source.config), source.state_dict()
     scheduler = dict(getattr(scheduler, "config", scheduler) or {})
     noise = noise_of(scheduler) if scheduler else VPNoise()
-    config, weights = _without_variance(config, weights)
     table = weights.get(LABELS)
     if table is not None and len(table) > 1 and not table[-1].any():
         weights = {**weights, LABELS: table[:-1]}
@@ -103,14 +102,6 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
     _assign(network, {present_name(name): tensor for name, tensor in weights.items()}, where)
     clip = bool(scheduler.get("clip_sample", True))
     return NetworkDenoiser(network, family(noise), shape, settings.classes or 0, clip=clip).eval()
-
-
-def _without_variance(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Nichol and Dhariwal 2021: a network of 2C outputs predicts C means, then C numbers about the variance."""
-    channels = config.get("in_channels", 3)
-    if config.get("out_channels") != 2 * channels or any(len(weights.get(name, ())) != 2 * channels for name in OUTPUT):
-        return config, weights
-    return {**config, "out_channels": channels}, {**weights, **{name: weights[name][:channels] for name in OUTPUT}}
 
 
 def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:

@@ -8,6 +8,7 @@ Images are resized last: what augments them works at their own size (the order t
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..codec import PixelCodec
 from ..errors import UserError
 from ..hashing import weights_hash
+from .diffusers_files import class_name, read_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -113,6 +115,27 @@ class LatentCodec(nn.Module):
         if height % self.stride or width % self.stride:
             hint = f"the autoencoder needs multiples of {self.stride}"
             raise UserError(f"size {height}x{width}", "cannot be encoded", hint)
+
+
+def codec_for(folder: Path, shape: tuple[int, int, int]) -> LatentCodec:
+    """The AutoencoderKL in diffusers' folder, at the size that makes latents of this shape.
+
+    Raises `UserError` for another class, for other channels, and for latents that are not scaled by one factor.
+    """
+    if class_name(folder) != "AutoencoderKL":
+        raise UserError(f"{folder}: {class_name(folder)}", "another class than makes latents", "valid: AutoencoderKL")
+    from diffusers import AutoencoderKL
+
+    vae = read_model(folder, AutoencoderKL)
+    c = vae.config
+    if c.latent_channels != shape[0] or (c.in_channels, c.out_channels) != (3, 3):
+        what = f"{c.in_channels} -> {c.latent_channels} -> {c.out_channels} channels"
+        raise UserError(str(folder), what, f"the transformer needs 3 -> {shape[0]} -> 3")
+    for key in ("latents_mean", "latents_std"):
+        if c.get(key) is not None:
+            raise UserError(f"{folder}: {key}", "latents scaled by channel are not supported", "use scaling_factor")
+    stride = 2 ** (len(c.block_out_channels) - 1)
+    return LatentCodec(vae, (shape[1] * stride, shape[2] * stride))
 
 
 class NoCodec:

@@ -16,7 +16,7 @@ undoing what was done to all layers of a wrong one was better by 5 to 45 %, but 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from ..denoiser import Denoiser
 from ..errors import UserError
 from ..generate.sample import evaluating, place
 from ..networks.blocks import Attention
+from ..networks.dit import SelfAttention
 from ..noise import Family, add, as_sigma, expand
 
 MARGIN = 0.03
@@ -60,7 +61,7 @@ def attentions(network: nn.Module) -> list[Projections]:
 
 
 def _parts(module: nn.Module) -> Parts | None:
-    if isinstance(module, Attention):
+    if isinstance(module, Attention | SelfAttention):
         parts = dict(zip("qkv", module.qkv.weight.chunk(3), strict=True))
         parts |= {f"{name}.bias": bias for name, bias in zip("qkv", module.qkv.bias.chunk(3), strict=True)}
         return {**parts, "out": module.proj.weight}
@@ -210,11 +211,8 @@ def suspicious(
     Weights are afterwards bit for bit what they were.
     Raises `UserError` for fewer than 16 images.
     """
-    if len(x0) < FEWEST:
-        raise UserError(f"images: {len(x0)}", "too few to judge a model by", f"give {FEWEST} or more")
-    levels = as_sigma(_levels(denoiser, x0) if sigmas is None else torch.as_tensor(list(sigmas)))
     with evaluating(denoiser):
-        trial = _Trial(denoiser, x0, levels, seed)
+        trial = _trial(denoiser, x0, sigmas, seed)
         errors = trial.errors(len(x0))
         if not errors.isfinite().all():
             return ["returns NaN or infinity"]
@@ -238,16 +236,39 @@ def refuse_suspicious(where: str, denoiser: Denoiser, x0: Tensor, seed: int = 0,
         raise UserError(where, found[0], hint)
 
 
+@torch.no_grad()
+def is_better(denoiser: Denoiser, x0: Tensor, how: str, sigmas: Sequence[float] | None = None, seed: int = 0) -> bool:
+    """Whether this one of `READINGS`, of all attention layers at once, clearly denoises better than the weights as they
+    are; arguments and the meaning of clearly as in `suspicious`. Raises `UserError` for fewer than 16 images."""
+    with evaluating(denoiser):
+        trial = _trial(denoiser, x0, sigmas, seed)
+        layers = attentions(getattr(denoiser, "network", denoiser))
+        return _best(trial, trial.errors(len(x0)), "all", layers, {how: READINGS[how]}) is not None
+
+
+def _trial(denoiser: Denoiser, x0: Tensor, sigmas: Sequence[float] | None, seed: int) -> _Trial:
+    if len(x0) < FEWEST:
+        raise UserError(f"images: {len(x0)}", "too few to judge a model by", f"give {FEWEST} or more")
+    levels = as_sigma(_levels(denoiser, x0) if sigmas is None else torch.as_tensor(list(sigmas)))
+    return _Trial(denoiser, x0, levels, seed)
+
+
 def _levels(denoiser: Denoiser, x0: Tensor) -> Tensor:
     low, high = denoiser.sigma_range
     return torch.tensor([min(max(level * float(x0.std()), low), high) for level in LEVELS], dtype=torch.float64)
 
 
-def _best(trial: _Trial, errors: Tensor, where: str, layers: Sequence[Projections]) -> tuple[float, str] | None:
+def _best(
+    trial: _Trial,
+    errors: Tensor,
+    where: str,
+    layers: Sequence[Projections],
+    readings: Mapping[str, Reading] = READINGS,
+) -> tuple[float, str] | None:
     """The reading of these layers that is better than the weights as they are by most, if one clearly is."""
     best: tuple[float, str] | None = None
     few = max(FEWEST // 2, errors.shape[1] // 4)
-    for name, how in READINGS.items():
+    for name, how in readings.items():
         with reading(layers, how) as changed:
             if not changed or float(_gains(errors[:, :few], trial.errors(few)).mean()) < MARGIN / 2:
                 continue

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..settings.network import NetworkSettings
 from .convnet import ConvNet
+from .dit import DiT
 from .trunk import Trunk
 from .unet import UNet
 from .unet_encoder import UNetEncoder
@@ -16,6 +17,7 @@ from .wideresnet import WideResNet
 
 NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "unet": lambda settings, shape, classes: UNet(settings, shape),
+    "dit": lambda settings, shape, classes: DiT(settings, shape),
     "convnet": ConvNet,
     "wideresnet": WideResNet,
     "unet_encoder": UNetEncoder,

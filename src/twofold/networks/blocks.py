@@ -27,6 +27,11 @@ def group_count(channels: int, groups: int, group_channels: int) -> int:
     return next(count for count in range(most, 0, -1) if channels % count == 0)
 
 
+def embedding_width(settings: UNetSettings) -> int:
+    """E, the width of the embedding that every residual block is given."""
+    return 4 * (settings.embedding_channels or settings.channels)
+
+
 class Norm(nn.GroupNorm):
     """The group norm of these settings over `channels`; computed, and returned, in the precision of its weights.
 
@@ -139,7 +144,7 @@ class Block(nn.Module):
         self.skip_scale = settings.skip_scale
         self.norm1 = Norm(in_channels, settings)
         self.conv1 = Conv3x3(in_channels, channels)
-        self.emb = nn.Linear(4 * settings.channels, channels * (2 if self.scale_shift else 1))
+        self.emb = nn.Linear(embedding_width(settings), channels * (2 if self.scale_shift else 1))
         self.norm2 = Norm(channels, settings)
         self.conv2 = Conv3x3(channels, channels)
         project = in_channels != channels or (resample is not None and settings.resample_projection)

@@ -19,7 +19,7 @@ from ..denoiser import State
 from ..errors import UserError, nearest
 from ..settings.network import UNetSettings
 from ..taps import Layer
-from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, silu
+from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, embedding_width, silu
 
 Cond = Mapping[str, Tensor]
 EDM_CLOSING_GAIN, EDM_QKV_GAIN = 1e-5, math.sqrt(0.2)
@@ -39,7 +39,7 @@ def sinusoid(c_noise: Tensor, channels: int, order: str = "sin_cos", endpoint: b
 
 
 class Embedding(nn.Module):
-    """Noise level, label and augmentation to one vector: c_noise (B,) -> (B, 4 * channels).
+    """Noise level, label and augmentation to one vector: c_noise (B,) -> (B, E), E = `embedding_width`.
 
     cond: `label` (B,) int64 with -1 = none, `augment` (B, augment_dim) with zeros = none; a missing key is none.
     Raises `UserError` for a label or an augmentation the network was not built for.
@@ -47,25 +47,26 @@ class Embedding(nn.Module):
 
     def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
-        width = settings.channels
+        width, wide = settings.embedding_channels or settings.channels, embedding_width(settings)
         if width % 2:
-            raise UserError(f"network.channels={width}", "odd", "the sinusoidal embedding needs an even number")
-        self.settings = settings
+            name = "embedding_channels" if settings.embedding_channels else "channels"
+            raise UserError(f"network.{name}={width}", "odd", "the sinusoidal embedding needs an even number")
+        self.settings, self.width = settings, width
         self.classes = settings.classes or 0
-        self.first = nn.Linear(width, 4 * width)
-        self.second = nn.Linear(4 * width, 4 * width)
+        self.first = nn.Linear(width, wide)
+        self.second = nn.Linear(wide, wide)
         self.augment = nn.Linear(settings.augment_dim, width, bias=False) if settings.augment_dim else None
         self.label: nn.Linear | nn.Embedding | None = None
         if self.classes:
             before = settings.label_position == "before"
-            self.label = nn.Linear(self.classes, width) if before else nn.Embedding(self.classes, 4 * width)
+            self.label = nn.Linear(self.classes, width) if before else nn.Embedding(self.classes, wide)
 
     def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
         label, augment = self._checked(cond or {})
         if label is None:
             label = torch.full((len(c_noise),), -1, dtype=torch.long, device=c_noise.device)
         s = self.settings
-        emb = sinusoid(c_noise, s.channels, s.embedding_order, s.embedding_endpoint).to(self.first.weight.dtype)
+        emb = sinusoid(c_noise, self.width, s.embedding_order, s.embedding_endpoint).to(self.first.weight.dtype)
         if isinstance(self.label, nn.Linear):  # one-hot of unit variance; "none" is the zero vector
             one_hot = label[:, None] == torch.arange(self.classes, device=label.device)
             emb = emb + self.label(one_hot.to(emb.dtype) * math.sqrt(self.classes))
@@ -93,6 +94,8 @@ class Embedding(nn.Module):
 class UNet(nn.Module):
     """F of a U-Net: forward(x (B, C, H, W), c_noise (B,), cond) -> (B, C, H, W); see `Embedding` for cond.
 
+    learns_variance: the output is (B, 2C, H, W) and its second half is about the variance of a reverse step.
+
     Any H and W: odd sizes are padded with zeros inside, to a multiple of 2^(levels - 1), and the output is cropped.
     layers: "enc.0" (stem) and every other tensor the decoder will be given, "mid", "dec.0" .. after each decoder block.
     aliases: DDAE's names, "out_1" for "dec.0" and so on. shape is what `attention`'s resolutions refer to.
@@ -115,7 +118,8 @@ class UNet(nn.Module):
         self._build_decoder(widths, attends, skips)
         self.aliases = {f"out_{k + 1}": f"dec.{k}" for k in range(len(self.dec))}
         self.norm = Norm(widths[0], settings, settings.out_norm_groups)
-        self.out = nn.Conv2d(widths[0], shape[0], 3, padding=1)
+        self.learns_variance = settings.learned_variance
+        self.out = nn.Conv2d(widths[0], shape[0] * (1 + self.learns_variance), 3, padding=1)
         self._initialise()
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
@@ -138,9 +142,13 @@ class UNet(nn.Module):
         return State(taps, emb, {"crop": (slice(top, top + height), slice(left, left + width))})
 
     def decode(self, state: State) -> Tensor:
-        """F (B, C, H, W) from a state that may have been edited."""
+        """F (B, C or 2C, H, W) from a state that may have been edited."""
         rows, columns = state.context["crop"]
         return self.out(silu(self.norm(self._decoded(state))))[:, :, rows, columns]
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        """Why images of this size cannot be made: never. Far from the trained size they are out of what it learned."""
+        return None
 
     def trunk(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         """The map (B, D, h, w) of the last layer in the table: what a truncated network computes."""

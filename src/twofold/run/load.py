@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ..denoiser import Denoiser
 from ..errors import UserError, nearest
@@ -35,15 +36,16 @@ def is_model(source: str | Path) -> bool:
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
 ) -> Denoiser | NetworkClassifier | ProbeClassifier:
-    """The denoiser or classifier in a run folder, a safetensors file, a diffusers folder or a hub repository.
+    """The denoiser or classifier in a run folder, a file of weights, a diffusers folder or a hub repository.
 
-    source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, or `org/name`.
+    source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
+    `.pt` or `.safetensors` in the layout of guided-diffusion or DiT; `x.json` beside it says what its weights do not.
     at: snapshot of a run: `last`, `best-<metric>` or an image count. device: where it goes.
     Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
     """
     path = Path(source)
     if path.is_file():
-        return load_model(path, device)
+        return load_file(path, device)
     if (path / PROBE).is_file():
         return load_probe(path, device)
     if (path / "settings.yaml").is_file():
@@ -60,6 +62,27 @@ def load(
         return load(_download(str(source)), at, device)
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
+
+
+def load_file(path: Path, device: torch.device | str = "cpu") -> Denoiser | NetworkClassifier:
+    """The model in a file by itself: written by twofold, or weights in a layout that an adapter reads."""
+    from ..adapters.checkpoint import read_checkpoint
+
+    if is_ours(path):
+        return load_model(path, device)
+    return read_checkpoint(path).to(device).eval().requires_grad_(False)
+
+
+def is_ours(source: str | Path) -> bool:
+    """Whether twofold wrote the model there itself: a run, or a file that says so."""
+    path = Path(source)
+    if not path.is_file():
+        return (path / "settings.yaml").is_file()
+    try:
+        with safe_open(path, "pt") as file:
+            return "twofold" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _diffusers(folder: Path) -> Denoiser:

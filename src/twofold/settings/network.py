@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .base import Settings
 
@@ -21,6 +21,9 @@ class UNetSettings(Settings):
     head_channels: int | None = Field(None, ge=1, description="channels per attention head")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
     classes: int | None = Field(None, ge=0, description="label classes; 0 = unconditional; null = those of the data")
+    learned_variance: bool = Field(
+        False, description="twice the outputs: the second half says how wide a reverse step is (improved DDPM, ADM)"
+    )
     augment_dim: int = Field(0, ge=0, description="width of the augmentation label (9 for EDM's); 0 = none")
     resample: Literal["conv", "residual"] = Field(
         "conv", description="strided convolutions, or residual blocks (BigGAN)"
@@ -30,6 +33,9 @@ class UNetSettings(Settings):
     label_position: Literal["before", "after"] = Field("after", description="label added before or after the time MLP")
     embedding_order: Literal["sin_cos", "cos_sin"] = Field("sin_cos", description="order in the sinusoidal embedding")
     embedding_endpoint: bool = Field(True, description="lowest frequency is exactly 1/10000 (ADM: False)")
+    embedding_channels: int | None = Field(
+        None, ge=2, description="width of the sinusoidal embedding; null = channels (ADM at 512: twice that)"
+    )
     norm_groups: int = Field(32, ge=1, description="groups of the group norms")
     norm_group_channels: int = Field(4, ge=1, description="fewest channels in a group; narrow layers get fewer groups")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the group norms")
@@ -40,6 +46,38 @@ class UNetSettings(Settings):
     init: Literal["default", "zero_out", "edm"] = Field(
         "default", description="PyTorch's initialisation, zero output convolutions (ADM), or EDM's"
     )
+
+
+class DiTSettings(Settings):
+    """The diffusion transformer of Peebles and Xie 2023: blocks of attention told noise and label by adaLN-Zero."""
+
+    kind: Literal["dit"] = "dit"
+    patch: int = Field(2, ge=1, description="side of the squares that become tokens; divides height and width")
+    width: int = Field(384, ge=4, description="channels of a token (S 384, B 768, L 1024, XL 1152); a multiple of 4")
+    depth: int = Field(12, ge=1, description="blocks (S and B 12, L 24, XL 28)")
+    heads: int = Field(6, ge=1, description="attention heads (S 6, B 12, L and XL 16)")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block's MLP, in widths of a token")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in attention's output and in the MLP")
+    classes: int | None = Field(None, ge=0, description="label classes; 0 = unconditional; null = those of the data")
+    learned_variance: bool = Field(
+        False, description="twice the outputs: the second half says how wide a reverse step is"
+    )
+    embedding_channels: int = Field(256, ge=2, description="width of the sinusoidal embedding; even")
+    embedding_endpoint: bool = Field(False, description="lowest frequency is exactly 1/10000 (diffusers: True)")
+    embedders: Literal["shared", "each"] = Field(
+        "shared", description="one embedding of noise level and label, or one for each block (diffusers' layout)"
+    )
+    norm_eps: float = Field(1e-6, gt=0, description="epsilon of the layer norms")
+    mlp_norm_eps: float | None = Field(None, gt=0, description="that before the MLP; null = norm_eps")
+
+    @model_validator(mode="after")
+    def _divides(self) -> DiTSettings:
+        for divisor, name in ((self.heads, f"heads={self.heads}"), (4, "4")):
+            if self.width % divisor:
+                raise ValueError(f"width={self.width} is not a multiple of {name}")
+        if self.embedding_channels % 2:
+            raise ValueError(f"embedding_channels={self.embedding_channels} is odd; it needs an even number")
+        return self
 
 
 class ConvNetSettings(Settings):
@@ -111,6 +149,6 @@ class TrunkSettings(Settings):
 
 
 NetworkSettings = Annotated[
-    UNetSettings | ConvNetSettings | WideResNetSettings | UNetEncoderSettings | TrunkSettings,
+    UNetSettings | DiTSettings | ConvNetSettings | WideResNetSettings | UNetEncoderSettings | TrunkSettings,
     Field(discriminator="kind"),
 ]
