@@ -24,13 +24,14 @@ PUBLISHED = {
     "ddae-cifar10-edm-ddpmpp": 56_524_291,
     "ddae-cifar10-edm-ddpmpp-aug": 56_525_443,
     "joint-cifar10-trunk": 52_542_979,
+    "adm-imagenet-64": 295_904_454,
     "edm-cifar10": 55_735_299,
     "edm-cifar10-uncond": 55_733_891,
     "noisy-wrn-cifar10": 38_913_114,
     "noisy-unet-cifar10": 17_445_386,
 }
 # What the presets that start from a trained denoiser are given instead of a run, and its width cut down for training
-SOURCES = {"finetune": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
+SOURCES = {"finetune": "digits", "lora": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
 
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
@@ -51,6 +52,8 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
     narrow: dict[str, Any] = {"channels": 8}
     if network.kind == "wideresnet":
         narrow = {"depth": 10, "width": 1}
+    elif network.kind == "dit":
+        narrow = {"width": 16, "depth": 2, "heads": 2, "embedding_channels": 16}
     elif network.kind == "trunk":
         narrow = {}
     elif network.kind != "convnet" and network.head_channels:
@@ -90,7 +93,8 @@ def test_resolves_and_counts(name: str) -> None:
     settings = settings_of(name)
     if name in SOURCES:  # as `init_from` fills it in
         start = settings_of(SOURCES[name])
-        network = settings.network.model_copy(update={"unet": start.network})
+        trunk = settings.network.kind == "trunk"
+        network = settings.network.model_copy(update={"unet": start.network}) if trunk else start.network
         settings = settings.model_copy(update={"network": network, "noise": start.noise})
     header = open_preset(name).header
     assert all(word in header for word in ("purpose:", "data:", "machine:", "expected:"))
@@ -123,7 +127,7 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
 def test_a_preset_that_needs_a_source_says_so(name: str, tmp_path: Path) -> None:
     settings = settings_of(name)
     assert "needs init_from=RUN" in open_preset(name).header
-    with pytest.raises(UserError, match=r"network\.unet: .*give init_from=RUN"):
+    with pytest.raises(UserError, match=r"(network\.unet|lora\.rank=16): .*give init_from=RUN"):
         train(settings_of(name, narrowed(settings, shape_of(settings))), tmp_path / "run", "cpu")
 
 

@@ -140,7 +140,8 @@ def test_dropout_and_the_distribution_of_levels_may_be_its_own(source: Path, tmp
         ({"init_from": "runs/nowhere"}, "no such run"),
         ({"init_from": None}, r"network\.unet: .*give init_from=RUN"),
         ({"objective": {"sigma": 1000}}, r"objective\.sigma=1000: outside"),
-        ({"network": {"kind": "convnet"}}, r"init_from is for network\.kind=trunk"),
+        ({"network": {"kind": "convnet"}, "objective": {"sigma": 0}}, "is no classifier; network.kind=trunk makes one"),
+        ({"lora": {"rank": 4}, "network": {"freeze": True}}, "lora adapts what network.freeze=true leaves alone"),
     ],
 )
 def test_what_does_not_fit_is_said_before_a_folder_is_made(
@@ -159,7 +160,7 @@ def test_a_classifier_is_no_source(source: Path, tmp_path: Path) -> None:
 
 def test_weights_that_are_missing_are_named(source: Path, tmp_path: Path) -> None:
     """A source that changed since the run began."""
-    from twofold.learn.inherit import start_from
+    from twofold.learn.start import start_from
     from twofold.run import build as build_model
 
     other = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": []}

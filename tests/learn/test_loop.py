@@ -163,12 +163,12 @@ def test_non_finite_steps_are_skipped_counted_and_end_training(tmp_path: Path) -
     poisoned = 0
     original = loop.Trainer._step
 
-    def step(self: loop.Trainer, batch: object) -> None:
+    def step(self: loop.Trainer, batch: object) -> list[str]:
         nonlocal poisoned
         if self.n_images in (32, 96):
             poisoned += 1
             batch.noise[0] = float("nan")  # type: ignore[attr-defined]
-        original(self, batch)  # type: ignore[arg-type]
+        return original(self, batch)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Trainer, "_step", step)

@@ -11,7 +11,18 @@ from safetensors.torch import save_file
 
 from tests.learn.common import tiny
 from twofold.errors import UserError
-from twofold.run import Run, State, build, load, load_model, newest_state, save_model, save_state
+from twofold.run import (
+    Run,
+    State,
+    build,
+    check_room,
+    load,
+    load_model,
+    newest_state,
+    read_state,
+    save_model,
+    save_state,
+)
 
 
 def state_of(n: int) -> State:
@@ -66,6 +77,27 @@ def test_damaged_newer_states_never_push_out_a_good_one(tmp_path: Path) -> None:
     save_state(tmp_path, state_of(50), keep=1)
     state, damaged = newest_state(tmp_path)
     assert state is not None and state.n_images == 50 and not damaged
+
+
+def test_a_state_can_be_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "state"
+    with pytest.raises(UserError, match=r"run@last: no such training state, or not any more; train it first"):
+        read_state(folder)
+    for n in (10, 20, 30):
+        save_state(folder, state_of(n), keep=2)
+    assert read_state(folder).n_images == 30 and read_state(folder, "20").n_images == 20
+    for missing in ("10", "best-loss"):
+        with pytest.raises(UserError, match=rf"run@{missing}: .*there are: 20, 30"):
+            read_state(folder, missing)
+    (folder / "000000000030/tensors.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"000000000030: damaged state \(its tensors do not match their hash\)"):
+        read_state(folder, "30")
+
+
+def test_room_is_asked_for(tmp_path: Path) -> None:
+    check_room(tmp_path, 1000, "")
+    with pytest.raises(UserError, match=r"needs [\d,]+ MiB of disk, [\d,]+ are free; nothing was written; tidy up"):
+        check_room(tmp_path, 10**18, "tidy up")
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:

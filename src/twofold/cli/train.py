@@ -140,7 +140,8 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     from ..run import Run
 
     data = settings.data
-    if data.size and data.channels and settings.network.classes is not None and settings.init_from is None:
+    starts = settings.init_from is not None or settings.resume_from is not None or settings.lora is not None
+    if data.size and data.channels and settings.network.classes is not None and not starts:
         shape: tuple[int, int, int] = (data.channels, *data.size)
         classes = [""] * (settings.network.classes or 0)
     else:
@@ -151,7 +152,8 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     found = estimate(settings, shape, classes, flops_per_second=measure_flops_per_second(chosen))
     print(to_yaml(settings))
     print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(classes)} classes")
-    print(f"parameters  {found.parameters:,}")
+    some = f", {found.trained:,} trained" if found.trained != found.parameters else ""
+    print(f"parameters  {found.parameters:,}{some}")
     print(f"memory      about {found.memory / 2**30:.2f} GiB (weights, optimiser, average, activations)")
     print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {_duration(found.seconds)} on this {chosen.type} in fp32")
     return 0

@@ -2,60 +2,124 @@
 
 Position n of a run (the n-th image trained on) decides everything about itself: which image it is, its noise, its
 noise level, its label dropout and its augmentation. So a batch can be made anywhere: on any rank, after any resume.
+
+What belongs to an image (attributes, mask, points, a paired image) comes with it where it is asked for, mirrored when
+the image is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageOrder, Store, flip
+from ..data import Store, flip, image_order
+from ..data.augment import flip_points, mirror_partners
 from ..draws import ImageDraws
+from ..errors import UserError
 
 # Columns of `Batch.uniforms`: one purpose each, so that switching one off leaves the others as they were.
 U_SIGMA, U_LABEL, U_FLIP, U_AUGMENT = 0, 1, 2, 3
 
 
+BELONGINGS = {"attributes": "attributes", "mask": "masks", "points": "points", "pair": "pairs"}  # {field: of the store}
+
+
 @dataclass
 class Batch:
-    """images uint8 (B, C, H, W), label (B,) int64, uniforms (B, k) float64, noise (B, C, H, W) float32 or None."""
+    """images uint8 (B, C, H, W), uniforms (B, k) float64, noise (B, C, H, W) float32 or None.
+
+    label: (B,) int64, -1 = none; of several labels (B, A) int64 in 0, 1, -1 = unknown.
+    None unless they were asked for: attributes int8 (B, A) in 0, 1, -1; mask uint8 (B, H, W), 255 = void; points
+    float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W).
+    """
 
     images: Tensor
     label: Tensor
     uniforms: Tensor
     noise: Tensor | None
+    attributes: Tensor | None = None
+    mask: Tensor | None = None
+    points: Tensor | None = None
+    pair: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Pixels, labels and noise on `device`; the uniforms stay on the CPU, where they become float64 sigmas."""
+        """All but the uniforms on `device`; these stay on the CPU, where they become float64 sigmas."""
         if device.type == "cpu":
             return self
-        noise = None if self.noise is None else self.noise.pin_memory().to(device, non_blocking=True)
-        images = self.images.pin_memory().to(device, non_blocking=True)
-        return Batch(images, self.label.to(device, non_blocking=True), self.uniforms, noise)
+
+        def moved(tensor: Tensor, name: str) -> Tensor:
+            large = name not in ("label", "attributes", "points")
+            return (tensor.pin_memory() if large else tensor).to(device, non_blocking=True)
+
+        return self._each(lambda tensor, name: tensor if name == "uniforms" else moved(tensor, name))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of at most `size` images."""
         for start in range(0, len(self.images), size):
             part = slice(start, start + size)
-            noise = None if self.noise is None else self.noise[part]
-            yield Batch(self.images[part], self.label[part], self.uniforms[part], noise)
+            yield self._each(lambda tensor, _, part=part: tensor[part])  # type: ignore[misc]
+
+    def _each(self, change: Callable[[Tensor, str], Tensor]) -> Batch:
+        """A batch of changed tensors; what is None stays None."""
+        found: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {
+            name: None if tensor is None else change(tensor, name) for name, tensor in found.items()
+        }
+        return Batch(**changed)
+
+
+def labels_of(store: Store, rows: np.ndarray, several: bool = False) -> Tensor:
+    """The labels of these rows as `Batch.label`. several: the attributes, of a store that has them."""
+    if several and store.attributes is not None:
+        return torch.from_numpy(store.attributes[rows].astype(np.int64))
+    return torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
+
+
+def belongings_of(store: Store, rows: np.ndarray, names: Sequence[str]) -> dict[str, Tensor]:
+    """{field of `Batch`: what belongs to the images at these rows}. Raises `UserError` where a store has none of it."""
+    out = {}
+    for name in names:
+        array = getattr(store, BELONGINGS[name])
+        if array is None:
+            raise UserError(f"data={store.settings.source}", f"its images have no {name}", "give data that have it")
+        out[name] = torch.from_numpy(np.ascontiguousarray(array[rows]))
+    return out
 
 
 class Batches:
     """Makes the batch of any range of positions.
 
     rows: the rows of the store to train on. uniforms: how many an image needs. noise: whether it needs noise.
+    flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
+    several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
     """
 
-    def __init__(self, store: Store, rows: np.ndarray, seed: int, uniforms: int, noise: bool, flip: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        seed: int,
+        uniforms: int,
+        noise: bool,
+        flip: bool,
+        belongings: Sequence[str] = (),
+        several: bool = False,
+    ) -> None:
         self.store, self.rows, self.seed = store, rows, seed
         self.uniforms, self.noise, self.flip = uniforms, noise, flip
-        self.order = ImageOrder(len(rows), seed)
+        self.belongings, self.several = tuple(belongings), several
+        belongings_of(store, rows[:1], self.belongings)
+        self._partner = self._mirror_partners() if flip and "points" in belongings else None
+        balance = store.settings.balance
+        if balance and not store.classes:
+            raise UserError(f"data.balance={balance:g}", "the data has no classes", "leave it at 0")
+        self.order = image_order(np.asarray(store.labels[rows]) if balance else rows, seed, balance)
         self._draws = ImageDraws("train")
 
     def rows_at(self, start: int, stop: int) -> np.ndarray:
@@ -74,10 +138,31 @@ class Batches:
             if noise is not None:
                 draws.standard_normal(out=noise[i], dtype=np.float32)
         images = self.store.batch(rows)
-        label = torch.from_numpy(np.asarray(self.store.labels[rows], dtype=np.int64))
+        label = labels_of(self.store, rows, self.several)
+        more = belongings_of(self.store, rows, self.belongings)
         if self.flip:
-            images = flip(images, torch.from_numpy(uniforms[:, U_FLIP]))
-        return Batch(images, label, torch.from_numpy(uniforms), None if noise is None else torch.from_numpy(noise))
+            u = torch.from_numpy(uniforms[:, U_FLIP])
+            images = flip(images, u)
+            more = {name: self._flipped(name, tensor, u) for name, tensor in more.items()}
+        return Batch(
+            images, label, torch.from_numpy(uniforms), None if noise is None else torch.from_numpy(noise), **more
+        )
+
+    def _flipped(self, name: str, tensor: Tensor, u: Tensor) -> Tensor:
+        """What belongs to images that are mirrored where u < 1/2."""
+        if name == "points":
+            assert self._partner is not None
+            return flip_points(tensor, u, self.store.shape[2], self._partner)
+        return tensor if name == "attributes" else flip(tensor, u)
+
+    def _mirror_partners(self) -> Tensor:
+        if self.store.flip_pairs is None:
+            raise UserError(
+                "data.flip=true",
+                "the points that a mirror exchanges (left and right eye) are not known",
+                "list them, data.flip_pairs=[[0,1],...] or [] if there are none, or leave data.flip unset",
+            )
+        return mirror_partners(len(self.store.point_names), self.store.flip_pairs)
 
     def stream(self, start: int, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of each global batch from position `start` on, without end; two are made ahead."""

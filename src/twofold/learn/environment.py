@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from ..errors import UserError
+from ..run import State
 from ..settings.train import LoopSettings
 from . import fastest
 
@@ -59,6 +63,10 @@ def choose(
         raise UserError("data", what, "restore it, or train on it with another --out")
     size = micro_batch(settings, world)
     kept = stored if stored and stored["device"] == device.type else None
+    if kept:  # less than its settings ask for: memory ran out
+        asked = settings.batch_size // kept["world"]
+        if kept["micro_batch"] < min(settings.micro_batch or asked, asked):
+            size = min(size, kept["micro_batch"])
     format_: str = settings.precision
     if format_ == "auto":
         format_ = kept["precision"] if kept else fastest.precision(model, shape, device)
@@ -74,3 +82,22 @@ def choose(
         if stored and stored[name] != value
     ]
     return now, changed
+
+
+def remembered(file: Path, state: State | None) -> dict[str, Any] | None:
+    """The environment of the run that is continued: that of its state, or that of its folder before its first one.
+
+    A process that ran out of memory while others waited for it leaves a smaller micro-batch in the folder.
+    """
+    kept = json.loads(file.read_text()) if file.is_file() else None
+    if state is None or kept is None:
+        return state.facts["environment"] if state else kept
+    stored = state.facts["environment"]
+    return {**stored, "micro_batch": min(stored["micro_batch"], kept["micro_batch"])}
+
+
+def check_agreement(folder: Path, state: State | None, world: int) -> None:
+    """Raises `UserError` where processes would continue from different states: nodes must share the folder."""
+    mine = (state.n_images, state.facts["sha256"]) if state else None
+    if world > 1 and any(other != mine for other in gather_object([mine])):
+        raise UserError(str(folder), "its processes see different states", "put --out on a shared folder")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..run import build
 from ..settings.train import TrainSettings
+from .lora import adapt, parameters
 
 BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
 FROZEN_BYTES = 4  # the weight alone
@@ -18,9 +19,11 @@ FROZEN_BYTES = 4  # the weight alone
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters; memory in bytes; flops of the whole run; seconds, None where the device was not measured."""
+    """parameters, and how many of them train; memory in bytes; flops of the whole run; seconds, None where the device
+    was not measured."""
 
     parameters: int
+    trained: int
     memory: int
     flops: float
     seconds: float | None
@@ -37,15 +40,19 @@ def estimate(
     with torch.device("meta"):
         model = build(settings, shape, classes)
     network = model.network
-    parameters = sum(p.numel() for p in network.parameters())
     share = settings.train.micro_batch or settings.train.batch_size // world
     half = settings.train.precision in ("bf16", "fp16")
     forward, saved = _forward_cost(network, shape)
-    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    count, trained = parameters(network)
     # a backward pass costs two forward passes; frozen layers, about their share of the weights, have none
-    flops = (3.0 - 2.0 * frozen / parameters) * forward * settings.train.n_images
-    memory = (parameters - frozen) * BYTES_PER_PARAMETER + frozen * FROZEN_BYTES + saved * share // (2 if half else 1)
-    return Estimate(parameters, memory, flops, flops / flops_per_second if flops_per_second else None)
+    passes = 1.0 + 2.0 * trained / count
+    frozen = (count - trained) * FROZEN_BYTES
+    if settings.lora is not None:  # the backward pass goes through every layer, and each has its sum of weights
+        adapt(network, settings.lora, 0)
+        passes, trained, frozen = 3.0, parameters(network)[1], 2 * count * FROZEN_BYTES
+    flops = passes * forward * settings.train.n_images
+    memory = trained * BYTES_PER_PARAMETER + frozen + saved * share // (2 if half else 1)
+    return Estimate(count, trained, memory, flops, flops / flops_per_second if flops_per_second else None)
 
 
 def _forward_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:

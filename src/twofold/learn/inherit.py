@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run takes over from the denoiser it starts from, its architecture first, then its weights.
+"""Fine-tuning: the settings that a run takes over from the model it starts from; see `start` for the weights.
 
 Both are taken once. From then on the run stands by itself: its settings are complete, its weights are its own.
 """
@@ -6,46 +6,105 @@ Both are taken once. From then on the run stands by itself: its settings are com
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from ..codec import PixelCodec
-from ..denoiser import NetworkDenoiser
+from ..denoiser import Denoiser, NetworkDenoiser
 from ..errors import UserError
-from ..networks.trunk import Trunk, middle_layer
+from ..networks import NETWORKS
+from ..networks.trunk import middle_layer
 from ..networks.unet import UNet
 from ..recognize.classifier import NetworkClassifier
 from ..run import Run, load, newest_probe
 from ..settings.network import TrunkSettings, UNetSettings
-from ..settings.noise import EDMNoise, FlowNoise, VPNoise
-from ..settings.resolve import differences
+from ..settings.resolve import differences, flatten, resolve
 from ..settings.train import TrainSettings
 
-S = TypeVar("S", UNetSettings, VPNoise | EDMNoise | FlowNoise)
+S = TypeVar("S", bound=BaseModel)
 OWN_UNET = {"dropout"}  # what a U-Net that is trained further may have otherwise
+OWN_NETWORK = OWN_UNET | {"classes", "augment_dim", "learned_variance"}  # and a whole denoiser; see `start`
 OWN_NOISE = {"p_mean", "p_std", "training"}  # likewise: how noise levels are drawn in training, not what they mean
 
 
 def inherit(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -> TrainSettings:
-    """The settings with the U-Net and the noise family of `init_from` filled in.
+    """The settings with the network and the noise family of `init_from` (or `resume_from`) filled in.
 
     shape: of the data's images. earlier: the folder that is trained in; if it holds a state of the same run, the
     source is not read again (it may be gone). Raises `UserError` where source, data and settings disagree.
     """
-    network = settings.network
-    if not isinstance(network, TrunkSettings) or settings.init_from is None:
+    if settings.resume_from is None and settings.init_from is None:
         return settings
-    begun = earlier.settings() if any((earlier.path / "state").glob("[0-9]*")) else None
-    if begun is not None and isinstance(begun.network, TrunkSettings) and begun.init_from == settings.init_from:
+    if not isinstance(settings.network, TrunkSettings):
+        return _whole(settings, shape, earlier)
+    return _trunk(settings, shape, earlier)
+
+
+def _whole(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -> TrainSettings:
+    """A network of the same kind as the source's."""
+    begun = _begun(settings, earlier)
+    if begun is not None:
+        where, found = str(settings.resume_from or settings.init_from), (begun.network, begun.noise)
+    else:
+        where, source = str(settings.init_from), source_model(str(settings.init_from), settings)
+        network = _at_size(where, source.network.settings, source.shape, shape)  # type: ignore[arg-type]
+        found = network, source.family.settings if source.family else settings.noise
+    own = OWN_NETWORK if settings.resume_from is None else OWN_UNET
+    given = settings.network if "network" in settings.model_fields_set else None
+    update: dict[str, Any] = {"network": _taken(given, found[0], own, "network", where)}
+    if settings.resume_from is None and (given is None or "classes" not in given.model_fields_set):
+        update["network"] = update["network"].model_copy(update={"classes": None})  # those of the data
+    given_noise = settings.noise if "noise" in settings.model_fields_set else None
+    update["noise"] = _taken(given_noise, found[1], OWN_NOISE, "noise", where)
+    changed = settings.model_copy(update=update)
+    return resolve(TrainSettings, [(f"with what {where} gives", changed.model_dump(mode="json"))])[0]
+
+
+def _begun(settings: TrainSettings, earlier: Run) -> TrainSettings | None:
+    """The settings that this run began with if it has a state, or those of the run it branches off."""
+    if any((earlier.path / "state").glob("[0-9]*")):
+        begun = earlier.settings()
+        if (begun.init_from, begun.resume_from) == (settings.init_from, settings.resume_from):
+            return begun
+    return Run.open(place_of(settings.resume_from)[0]).settings() if settings.resume_from else None
+
+
+def _at_size(where: str, network: Any, trained: tuple[int, int, int], data: tuple[int, int, int]) -> Any:
+    """A network's settings for images of another size: the same levels attend. Raises `UserError` where that fails."""
+    if tuple(trained) == tuple(data):
+        return network
+    if not isinstance(network, UNetSettings) or trained[0] != data[0]:
+        check_shapes(f"init_from={where}", trained, data)
+    levels = len(network.multipliers)
+    if min(data[1:]) < 2 ** (levels - 1):
+        what = f"{_by(data)} images are too small for its {levels} levels"
+        raise UserError(f"init_from={where}", what, f"set data.size={trained[1]}x{trained[2]}")
+    before, after = resolutions(levels, trained), resolutions(levels, data)
+    attention = tuple(after[before.index(resolution)] for resolution in network.attention)
+    return network.model_copy(update={"attention": attention})
+
+
+def _trunk(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -> TrainSettings:
+    """The layers of a U-Net up to one of them, and a head that is new."""
+    network = settings.network
+    assert isinstance(network, TrunkSettings)
+    where = str(settings.resume_from or settings.init_from)
+    begun = _begun(settings, earlier)
+    if begun is not None and isinstance(begun.network, TrunkSettings):
         source: Any = begun.network.unet, begun.noise
         best = begun.network.layer  # a probe made since changes nothing
+    elif settings.init_from is None:
+        raise UserError(f"resume_from={where}", "is not the run of a trunk", "init_from starts one from a denoiser")
     else:
-        denoiser: Any = _source(settings.init_from)
+        denoiser: Any = source_model(settings.init_from)
         check_shapes(f"init_from={settings.init_from}", denoiser.shape, shape)
         source = denoiser.network.settings, denoiser.family.settings
         best = probed_layer(settings.init_from)
-    unet = _taken(network.unet, source[0], OWN_UNET, "network.unet", settings.init_from)
+    unet = _taken(network.unet, source[0], OWN_UNET, "network.unet", where)
     given = settings.noise if "noise" in settings.model_fields_set else None
-    noise = _taken(given, source[1], OWN_NOISE, "noise", settings.init_from)
+    noise = _taken(given, source[1], OWN_NOISE, "noise", where)
     update = {"unet": unet, "layer": network.layer or best or middle_layer(unet)}
     return settings.model_copy(update={"network": network.model_copy(update=update), "noise": noise})
 
@@ -58,25 +117,11 @@ def probed_layer(source: str) -> str | None:
     return str(json.loads((probe / "result.json").read_text())["results"]["one layer"]["places"][0][0])
 
 
-def start_from(model: NetworkDenoiser | NetworkClassifier, settings: TrainSettings) -> list[str]:
-    """Gives a freshly built trunk the averaged weights of `init_from`, by name. Returns what to tell the user.
-
-    Weights of layers that the trunk has not are left out and named. Raises `UserError` for one it has and misses.
-    """
-    network, source = model.network, settings.init_from
-    if not isinstance(network, Trunk) or source is None:
-        return []
-    if not network.settings.pretrained:
-        return [f"the network of {source}, trained from scratch (network.pretrained=false)"]
-    theirs, ours = _source(source).network.state_dict(), network.unet.state_dict()
-    missing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
-    if missing:
-        what = f"{len(missing)} weights of the trunk are not there: " + ", ".join(missing[:3])
-        raise UserError(f"init_from={source}", what, "it is not the model this run was begun with")
-    network.unet.load_state_dict({name: theirs[name] for name in ours})
-    left = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in theirs if name not in ours))
-    note = f"started from {source}: {len(ours)} weights"
-    return [f"{note}; left out, because they run after {list(network.layers)[-1]}: {', '.join(left)}" if left else note]
+def resolutions(levels: int, shape: tuple[int, int, int]) -> list[int]:
+    """The shorter side of the maps of each level of a U-Net, as `network.attention` names them."""
+    multiple = 2 ** (levels - 1)
+    side = -(-min(shape[1:]) // multiple) * multiple
+    return [side >> level for level in range(levels)]
 
 
 def check_shapes(where: str, trained: tuple[int, int, int], data: tuple[int, int, int]) -> None:
@@ -91,14 +136,33 @@ def _by(shape: tuple[int, int, int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _source(source: str) -> NetworkDenoiser:
-    """The denoiser to start from. Raises `UserError` for a model that is none, or none with a U-Net of pixels."""
-    model = load(source)
-    if not isinstance(model, NetworkDenoiser):
-        raise UserError(f"init_from={source}", "is a classifier", "give the run of a denoiser")
-    if not isinstance(model.network, UNet) or not isinstance(model.codec, PixelCodec):
-        what = f"is a {type(model.network).__name__}, a trunk is made of a U-Net of pixels"
-        raise UserError(f"init_from={source}", what, "give the run of one")
+def place_of(source: str) -> tuple[str, str]:
+    """(run, snapshot or images) of `RUN@SNAPSHOT`; (`source`, "last") without one."""
+    run, mark, at = source.rpartition("@")
+    return (run, at) if mark and not Path(source).exists() else (source, "last")
+
+
+def source_model(source: str, settings: TrainSettings | None = None) -> Any:
+    """The model to start from; settings: of the run that starts from it whole, None for a trunk of it.
+
+    Raises `UserError` for a model of another kind, and for one that is not of pixels.
+    """
+    where = f"init_from={source}"
+    model = load(*place_of(source))
+    if settings is not None and settings.objective.kind == "supervised":
+        if not isinstance(model, NetworkClassifier):
+            raise UserError(where, "is no classifier", "network.kind=trunk makes one of a denoiser")
+        return model
+    if not isinstance(model, Denoiser):
+        raise UserError(where, "is a classifier", "give the run of a denoiser")
+    network = getattr(model, "network", None)
+    pixels = isinstance(model, NetworkDenoiser) and isinstance(model.codec, PixelCodec)
+    if settings is None and not (pixels and isinstance(network, UNet)):
+        what = f"is a {type(network or model).__name__}, a trunk is made of a U-Net of pixels"
+        raise UserError(where, what, "give the run of one")
+    if not pixels or getattr(getattr(network, "settings", None), "kind", None) not in NETWORKS:
+        what = f"is a {type(network or model).__name__} that cannot be trained further"
+        raise UserError(where, what, "give a U-Net of pixels")
     return model
 
 
@@ -106,12 +170,18 @@ def _taken(given: S | None, inherited: S, own: set[str], where: str, source: str
     """The inherited settings with those of `own` that were given. Raises `UserError` for others that differ."""
     if given is None:
         return inherited
-    named = given.model_fields_set - {"kind"} | ({"kind"} if given.kind != inherited.kind else set())
+    kinds = getattr(given, "kind", None), getattr(inherited, "kind", None)
+    named = given.model_fields_set - {"kind"} | ({"kind"} if kinds[0] != kinds[1] else set())
     if "kind" not in named:
         update = {name: getattr(given, name) for name in named & own}
         inherited, named = inherited.model_copy(update=update), named - own
     different = [path for path in differences(given, inherited) if path.split(".")[0] in named]
     if different:
-        path = f"{where}.{different[0]}"
-        raise UserError(path, f"is not what {source} was trained with", f"leave {where} to init_from")
+        mine, theirs = (_value(flatten(side).get(different[0])) for side in (given, inherited))
+        path, what = f"{where}.{different[0]}", f"is not what {source} was trained with ({mine}, there {theirs})"
+        raise UserError(path, what, f"leave {where} to it")
     return inherited
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,6 +1,6 @@
 """The training loop, the only one: it trains whatever an objective holds, and yields what happens.
 
-    position n -> batch (images, noise, noise level, ...) -> objective -> backward -> clip -> optimiser -> EMA
+    position n -> batch (images, noise, noise level, ...) -> step (see `step`) -> log, validate, preview, save
 
 A step is a function of (weights, position): randomness is keyed by (seed, position) and dropout by (seed, images
 seen, rank), so a run that was killed continues from its newest state bit for bit (CPU, fp32, same threads).
@@ -8,33 +8,34 @@ seen, rank), so a run that was killed continues from its newest state bit for bi
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Store
 from ..errors import UserError
-from ..files import atomic_bytes, atomic_json
-from ..run import Run, State, build, newest_state, save_model, save_state
+from ..files import atomic_json
+from ..run import Run, State, build, newest_state
 from ..settings.train import TrainSettings
-from .batches import Batch, Batches
-from .ema import Average, decay
-from .environment import choose
+from .batches import Batch, Batches, labels_of
+from .branch import branch
+from .checkpoint import Checkpoints
+from .classes import asks_attributes, class_names
+from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
-from .inherit import start_from
+from .lora import adapt, parameters
 from .objectives import Objective, objective
-from .optimise import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from .optimise import learning_rate
+from .start import start_from
+from .step import Stepper, weights_once
 from .validation import PREVIEWS, Validation, averaged
 
 
@@ -52,7 +53,11 @@ class Trainer:
         self.device = accelerator.device
         self.main = accelerator.is_main_process
         torch.manual_seed(self.loop.seed)
-        self.model = build(settings, store.shape, store.classes)
+        self.model = build(settings, store.shape, class_names(settings, store))
+        self.environment: Environment
+        self._branch: tuple[State, list[str]] | None = None
+        if settings.resume_from is not None and not any((run.path / "state").glob("[0-9]*")):
+            self._branch = branch(settings, store)  # what is wrong with it is said before a folder is made
         self.n_images = 0
         self.totals: dict[str, Any] = {
             "seconds": 0.0,
@@ -64,6 +69,7 @@ class Trainer:
             "logged_seconds": 0.0,
         }
         self.best: dict[str, float] = {}
+        self.started: dict[str, Any] | None = None  # what came from `init_from`
         self.stop_requested = False  # set by a signal handler: save at the next step, then end
 
     def events(self) -> Iterator[Event]:
@@ -81,9 +87,10 @@ class Trainer:
         try:
             while self.n_images < self.loop.n_images:
                 before = self.n_images
-                self._step(next(batches))
+                notes = self._step(next(batches))
                 self.totals["seconds"] += time.perf_counter() - clock
                 clock = time.perf_counter()
+                yield from map(Note, notes)
                 yield Stepped(self.n_images)
                 done = self.n_images >= self.loop.n_images
                 log = done or self._due(before, self.loop.log_images)
@@ -111,77 +118,98 @@ class Trainer:
     # -- before the first step ------------------------------------------------------------------------------------
 
     def _prepare(self) -> Iterator[Event]:
-        settings, loop = self.settings, self.loop
-        model = self.model.to(self.device)
+        settings, loop, model = self.settings, self.loop, self.model.to(self.device)
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective: Objective = objective(model, settings.objective).train()
-        state, damaged = newest_state(self.run.path / "state")
-        yield from map(Note, damaged)
-        self._agree(state)
-        if state is None and settings.init_from is not None:
-            yield from map(Note, start_from(model, settings))
+        self.objective: Objective = objective(model, settings.objective, loop.seed).train()
+        own, notes = newest_state(self.run.path / "state")
+        state, told = (own, []) if own or not settings.resume_from else self._branch or branch(settings, self.store)
+        self._branch = None
+        yield from map(Note, [*notes, *told])
+        check_agreement(self.run.path, state, self.world)
+        yield from self._start(state)
         if self.main:
             self.run.sweep()
         yield from self._set_environment(state)
         if loop.compile:
             model.compile_network()  # type: ignore[union-attr, operator]
-        self.wrapped: nn.Module = self.objective
+        wrapped: torch.nn.Module = self.objective
         if self.world > 1:  # before anything holds on to the weights' storage, which this may replace
-            self.wrapped = self.accelerator.prepare_model(self.objective)
-        self.optimizer = make_optimizer(self.objective.network, loop, self.model.shape)
-        self.average = Average(self.objective.network)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.environment.precision == "fp16")
-        rows = self.store.indices("train")
-        self.batches = Batches(
-            self.store, rows, loop.seed, self.objective.uniforms, self.objective.needs_noise, settings.data.flip
-        )
+            wrapped = self.accelerator.prepare_model(self.objective)
+        size, form = self.environment.micro_batch, self.environment.precision
+        self.stepper = Stepper(self.objective, wrapped, loop, self.accelerator, size, form, model.shape)
+        self.average = self.stepper.average
+        self.checkpoints = Checkpoints(self.run, settings, self.model, self.stepper)
+        self.batches = self._make_batches()
         self.validation = Validation(settings, self.store, self.rank, self.world, self.device)
         self._loss_sum = torch.zeros((), device=self.device)
         yield Note(self._describe())
         if state is not None:
             self._restore(state)
             yield Note(f"resumed at {self.n_images:,} images")
-        elif self.main:
+        if own is None and self.main:
             self.run.log_file.unlink(missing_ok=True)
+        yield from map(Note, self._fit_together())
+
+    def _make_batches(self) -> Batches:
+        uniforms, noise, flip = self.objective.uniforms, self.objective.needs_noise, self.settings.data.flip
+        several = asks_attributes(self.settings, self.store)
+        rows = self.store.indices("train")
+        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, several=several)
+
+    def _start(self, state: State | None) -> Iterator[Event]:
+        """What a run begins with: the weights of another model, low-rank updates of them."""
+        if state is not None:
+            self.started = state.facts.get("started")
+        else:
+            notes, self.started = start_from(self.model, self.settings)
+            yield from map(Note, notes)
+        if self.settings.lora is not None:
+            yield Note(adapt(self.objective.network, self.settings.lora, self.loop.seed))
+
+    def _fit_together(self) -> list[str]:
+        """Several processes try before their first step how much fits: none can go back in the middle of one."""
+        if self.world == 1:
+            return []
+        share = self.loop.batch_size // self.world
+        begin = self.n_images + self.rank * share
+        self.stepper.agree(self.batches.make(begin, begin + share))
+        return self._smaller()
+
+    def _smaller(self) -> list[str]:
+        """What to tell the user where the micro-batch is not what it was; the environment takes note."""
+        before, now = self.environment.micro_batch, self.stepper.micro_batch
+        if before == now:
+            return []
+        self.environment = replace(self.environment, micro_batch=now)
+        return [
+            f"out of memory with {before} images at a time: now {now}; a step still has {self.loop.batch_size} images"
+        ]
 
     def _describe(self) -> str:
         """What is trained on what, in one line."""
-        parameters = sum(p.numel() for p in self.objective.network.parameters())
+        count, trained = parameters(self.objective.network)
+        size = f"{count:,} parameters" + (f", {trained:,} trained" if trained != count else "")
         parts = f"{len(self.batches.rows):,} training and {len(self.validation.rows):,} validation images"
         how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
-        return f"{self.store.name}: {parts}, {len(self.store.classes)} classes; {parameters:,} parameters; {how}"
+        return f"{self.store.name}: {parts}, {len(self.model.class_names)} classes; {size}; {how}"
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
-        file = self.run.path / "environment.json"
-        stored = state.facts["environment"] if state else json.loads(file.read_text()) if file.is_file() else None
-        data = self.store.content_hash
+        file, data = self.run.path / "environment.json", self.store.content_hash
+        stored = remembered(file, state)
         chosen = choose(self.model, self.model.shape, self.loop, self.device, self.world, data, stored)
         if self.world > 1:  # measurements differ between ranks; the first one's count
             chosen = gather_object([chosen])[0]
         self.environment, changed = chosen
         yield from map(Note, changed)
-        if self.main and stored is None:
+        if self.main and not file.is_file():
             atomic_json(file, self.environment.to_dict())
         torch.set_num_threads(self.environment.threads)
         self.model.autocast = DTYPES[self.environment.precision]
 
-    def _agree(self, state: State | None) -> None:
-        """All processes must continue from the same state, which on several nodes takes a shared folder."""
-        mine = (state.n_images, state.facts["sha256"]) if state else None
-        if self.world > 1 and any(other != mine for other in gather_object([mine])):
-            raise UserError(str(self.run.path), "its processes see different states", "put --out on a shared folder")
-
     def _restore(self, state: State) -> None:
-        part = lambda prefix: {  # noqa: E731
-            name.removeprefix(prefix): value for name, value in state.tensors.items() if name.startswith(prefix)
-        }
-        self.objective.network.load_state_dict(part("weights/"))
-        self.average.load(part("average/"))
-        load_optimizer_tensors(self.optimizer, self.objective.network, part("optimizer/"))
-        if self.scaler.is_enabled() and state.facts["scaler"]:
-            self.scaler.load_state_dict(state.facts["scaler"])
+        self.stepper.restore(state)
         self.n_images, self.totals, self.best = state.n_images, state.facts["totals"], state.facts["best"]
         if self.main:  # the stored sum is everybody's
             self._loss_sum += self.totals["loss_sum"]
@@ -189,47 +217,34 @@ class Trainer:
 
     # -- one step -------------------------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> None:
-        """One optimiser step on this rank's share of the global batch at position n_images."""
-        loop, start = self.loop, self.n_images
-        torch.manual_seed(_dropout_seed(loop.seed, start, self.rank))
+    def _step(self, batch: Batch) -> list[str]:
+        """One optimiser step on this rank's share of the global batch at position n_images; what to tell of it."""
+        start = self.n_images
         counted = self._counted(start)
-        batch = batch.to(self.device)
-        parts = list(batch.split(self.environment.micro_batch))
-        step_loss = torch.zeros((), device=self.device)
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
-                losses: Tensor = self.wrapped(part)
-                # DDP averages over ranks, so each contributes its sum * world / (images that count anywhere)
-                self.scaler.scale(losses.sum() * (self.world / max(counted, 1))).backward()
-            step_loss += losses.detach().sum()
-        rate = learning_rate(loop, start)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.scaler.unscale_(self.optimizer)
-        limit = loop.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.objective.network.parameters(), limit, foreach=True)
-        self.n_images += loop.batch_size
-        if self._is_finite(norm):
-            self._loss_sum += step_loss
+        try:
+            taken = self.stepper(batch, start, counted)
+        except UserError:
+            if self.world > 1 and self.stepper.micro_batch < self.environment.micro_batch:  # for the next attempt
+                self._smaller()
+                atomic_json(self.run.path / "environment.json", self.environment.to_dict())
+            raise
+        self.n_images += self.loop.batch_size
+        self._grad_norm = taken.norm
+        if self._may_go_on(taken.finite):
+            self._loss_sum += taken.loss
             self.totals["loss_count"] += counted
-            self.scaler.step(self.optimizer)
-            self.average.update(decay(loop.batch_size, self.n_images, loop.ema_halflife_images, loop.ema_rampup))
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._grad_norm = norm
+        return self._smaller()
 
     def _counted(self, start: int) -> int:
         """Images of the whole global batch that count in its mean: every rank can tell without asking."""
         if not self.objective.classifies:
             return self.loop.batch_size
         rows = self.batches.rows_at(start, start + self.loop.batch_size)
-        return self.objective.counted(torch.from_numpy(np.asarray(self.store.labels[rows])))
+        return self.objective.counted(labels_of(self.store, rows, self.batches.several))
 
-    def _is_finite(self, norm: Tensor) -> bool:
-        """Whether to take the step. Skipped ones are counted; many in a row end training."""
-        if bool(norm.isfinite()):
+    def _may_go_on(self, finite: bool) -> bool:
+        """Whether the step was taken. Skipped ones are counted; many in a row end training."""
+        if finite:
             self.totals["in_a_row"] = 0
             return True
         self.totals["nonfinite"] += 1
@@ -275,7 +290,8 @@ class Trainer:
         validate = done or self._due(before, self.loop.validate_images)
         preview = self.objective.denoiser is not None and (done or self._due(before, self.loop.preview_images))
         if validate or preview:
-            with torch.no_grad(), averaged(self.objective.network, self.average):
+            network = self.objective.network
+            with torch.no_grad(), averaged(network, self.average), weights_once(network):
                 self.objective.eval()
                 yield from self._measure(validate, preview)
                 self.objective.train()
@@ -298,7 +314,7 @@ class Trainer:
                 every.sort(key=lambda item: item[0])
                 images, labels = torch.stack([image for _, image, _ in every]), [label for _, _, label in every]
             if self.main:
-                self._write_preview(images[:PREVIEWS])
+                self.checkpoints.preview(images[:PREVIEWS], self.n_images)
             yield Previewed(self.n_images, images[:PREVIEWS], labels[:PREVIEWS])
 
     def _validate(self, images: Tensor | None) -> Iterator[Event]:
@@ -322,38 +338,22 @@ class Trainer:
 
     def _write_model(self, name: str) -> None:
         if self.main:
-            self.run.snapshots.mkdir(exist_ok=True)
-            path = self.run.snapshots / f"{name}.safetensors"
-            save_model(path, self.average.tensors, self.model, self.settings, self.n_images)
-
-    def _write_preview(self, images: Tensor) -> None:
-        self.run.previews.mkdir(exist_ok=True)
-        packed = io.BytesIO()
-        np.save(packed, images.numpy())
-        atomic_bytes(self.run.previews / f"{self.n_images:012d}.npy", packed.getvalue())
+            self.checkpoints.snapshot(name, self.n_images)
 
     def _save(self) -> None:
         """The training state and the averaged weights, by rank 0; all ranks hold the same."""
         self.totals["loss_sum"] = float(self._summed(self._loss_sum))
         if self.main:
-            tensors = {f"weights/{n}": v for n, v in self.objective.network.state_dict().items()}
-            tensors |= {f"average/{n}": self.average.tensors[n] for n in self.average.own}
-            made = optimizer_tensors(self.optimizer, self.objective.network)
-            tensors |= {f"optimizer/{n}": v for n, v in made.items()}
             facts = {
                 "environment": self.environment.to_dict(),
                 "totals": self.totals,
                 "best": self.best,
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.stepper.scaler.state_dict(),
+                "started": self.started,
             }
-            save_model(self.run.model_file, self.average.tensors, self.model, self.settings, self.n_images)
-            save_state(self.run.path / "state", State(self.n_images, tensors, facts), self.loop.keep_states)
+            self.checkpoints.save(self.n_images, facts)
+            atomic_json(self.run.path / "environment.json", self.environment.to_dict())
         self.accelerator.wait_for_everyone()
-
-
-def _dropout_seed(seed: int, n_images: int, rank: int) -> int:
-    """One 64-bit seed per (seed, images seen, rank), far from those of other steps."""
-    return int(np.random.SeedSequence([seed, n_images, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _finite(value: Tensor) -> float | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Store, cache_root, spread
+from ..data import Store, cache_root, label_subsets, spread
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..generate.guide import match_classes
@@ -35,7 +35,7 @@ from ..recognize.choose import (
     single_places,
 )
 from ..recognize.contrastive import contrast
-from ..recognize.few_labels import Few, baseline, curve, label_subsets
+from ..recognize.few_labels import Few, baseline, curve
 from ..recognize.heads import temperature
 from ..recognize.probe import ProbeFacts, save_probe
 from ..recognize.reader import Reader

@@ -24,9 +24,11 @@ from ..data import Store, open_store
 from ..errors import UserError
 from ..run import Run
 from ..settings.train import TrainSettings
+from .classes import class_names
 from .events import Event, Note
 from .inherit import inherit
 from .loop import Trainer
+from .lora import parameters
 
 SETTLE = 0.3  # seconds
 
@@ -125,22 +127,26 @@ def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
 
     run: the folder to train in; see `inherit`. Raises `UserError` where data, source and network disagree.
     """
-    network, classes = settings.network, len(store.classes)
     if settings.objective.kind == "supervised":
         _check_labels(settings, store)
+    if settings.lora is not None and settings.init_from is None and settings.resume_from is None:
+        what = "a low-rank update of which model is not said"
+        raise UserError(f"lora.rank={settings.lora.rank}", what, "give init_from=RUN of a denoiser")
+    settings = inherit(settings, store.shape, run)
+    network, classes = settings.network, len(class_names(settings, store))
     if network.classes is None:
         network = network.model_copy(update={"classes": classes})
     elif 0 < network.classes < classes:
         raise UserError(
             f"network.classes={network.classes}", f"the data has {classes} classes", "use null to take it from the data"
         )
-    return inherit(settings.model_copy(update={"network": network}), store.shape, run)
+    return settings.model_copy(update={"network": network})
 
 
 def _check_labels(settings: TrainSettings, store: Store) -> None:
     """Raises `UserError` for data that a classifier cannot be trained on."""
     assert settings.objective.kind == "supervised"
-    classes, source = len(store.classes), f"data.source={settings.data.source}"
+    classes, source = len(class_names(settings, store)), f"data.source={settings.data.source}"
     if classes < 2:
         hint = "give a folder with one sub-folder per class"
         raise UserError(source, f"has {classes} classes, a classifier needs at least 2", hint)
@@ -171,7 +177,7 @@ def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
     rows = [row for row in trainer.run.log() if row["kind"] == "validation"]
     last = {k: v for k, v in rows[-1].items() if k not in ("kind", "n_images")} if rows else {}
     metrics = {**last, **{f"best_{name}": value for name, value in trainer.best.items()}}
-    seconds = trainer.totals["seconds"]
+    seconds, sizes = trainer.totals["seconds"], parameters(trainer.objective.network)
     return {
         "command": command,
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
@@ -184,7 +190,9 @@ def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
         "seed": trainer.loop.seed,
         "n_images": trainer.n_images,
         "nonfinite_steps": trainer.totals["nonfinite"],
-        "parameters": sum(p.numel() for p in trainer.objective.network.parameters()),
+        "parameters": sizes[0],
+        "parameters_trained": sizes[1],
+        "init_from": trainer.started,
         "seconds": round(seconds, 1),
         "images_per_second": round(trainer.n_images / max(seconds, 1e-9), 1),
         "environment": trainer.environment.to_dict(),

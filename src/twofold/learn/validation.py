@@ -17,7 +17,8 @@ from ..draws import ImageDraws
 from ..generate import sample
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
 from ..settings.train import TrainSettings
-from .batches import U_SIGMA, Batch
+from .batches import U_SIGMA, Batch, labels_of
+from .classes import asks_attributes
 from .ema import Average
 from .objectives import Objective
 
@@ -82,7 +83,7 @@ class Validation:
         noise = np.empty((len(rows), *self.store.shape), np.float32)
         for i, row in enumerate(rows):
             draws(0, int(row)).standard_normal(out=noise[i], dtype=np.float32)
-        labels = torch.from_numpy(np.asarray(self.store.labels[rows], dtype=np.int64))
+        labels = labels_of(self.store, rows, asks_attributes(self.settings, self.store))
         return Batch(self.store.batch(rows), labels, torch.from_numpy(uniforms), torch.from_numpy(noise))
 
     def samples(self, objective: Objective, count: int) -> tuple[Tensor, list[int]]:

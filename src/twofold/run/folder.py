@@ -2,6 +2,7 @@
 
 settings.yaml      complete and resolved; running it again reproduces the run
 model.safetensors  averaged weights, the newest; snapshots/ holds the kept ones and the best per metric
+lora.safetensors   what low-rank training trained, alone (the model above has it inside)
 state/             what resuming needs          log.jsonl   one line per log interval
 result.json        written at the end           previews/   uint8 arrays of preview images
 samples/ figures/ evaluations/ report.html

@@ -18,9 +18,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import UserError
 from ..files import atomic_folder, atomic_json, sha256
 
 TENSORS, FACTS = "tensors.safetensors", "state.json"
+SPARE = 1 << 20  # bytes for headers and JSON beside the tensors
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,44 @@ def newest_state(folder: Path) -> tuple[State | None, list[str]]:
     damaged: list[str] = []
     for path in reversed(_states(folder)):
         try:
-            facts = json.loads((path / FACTS).read_text())
-            if sha256(path / TENSORS) != facts["sha256"]:
-                raise ValueError("its tensors do not match their hash")
-            return State(facts["n_images"], load_file(path / TENSORS), facts), damaged
+            return _read(path), damaged
         except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{path}: damaged state passed over ({error})")
     return None, damaged
+
+
+def read_state(folder: Path, at: str = "last") -> State:
+    """The state at so many images, or the newest. Raises `UserError` listing those there are, and for a damaged one."""
+    there = _states(folder)
+    path = folder / f"{int(at):012d}" if at.isdigit() else there[-1] if at == "last" and there else None
+    if path is None or not path.is_dir():
+        counts = ", ".join(str(int(p.name)) for p in there)
+        hint = f"there are: {counts}" if there else "train it first; train.keep_states says how many are kept"
+        raise UserError(f"{folder.parent}@{at}", "no such training state, or not any more", hint)
+    try:
+        return _read(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(str(path), f"damaged state ({error})", "name another one") from None
+
+
+def check_room(folder: Path, needed: int, hint: str) -> None:
+    """Raises `UserError` where `folder` has no room for so many bytes more; called before any of them is written."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        what = f"the next save needs {_mib(needed + SPARE)} MiB of disk, {_mib(free)} are free; nothing was written"
+        raise UserError(str(folder), what, hint)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f}"
+
+
+def _read(path: Path) -> State:
+    """One state; raises what it finds wrong with it."""
+    facts = json.loads((path / FACTS).read_text())
+    if sha256(path / TENSORS) != facts["sha256"]:
+        raise ValueError("its tensors do not match their hash")
+    return State(facts["n_images"], load_file(path / TENSORS), facts)
 
 
 def _states(folder: Path) -> list[Path]:

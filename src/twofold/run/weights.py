@@ -29,6 +29,8 @@ def build(
 ) -> NetworkDenoiser | NetworkClassifier:
     """The model these settings describe, freshly initialised, for images of this shape and these class names."""
     network = networks.build(_scaled(settings.network, settings.noise), shape, len(classes))
+    if not hasattr(network, "settings"):
+        network.settings = settings.network  # type: ignore[assignment]
     if settings.objective.kind == "supervised":
         return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0

@@ -17,6 +17,14 @@ class Denoising(Settings):
     """Objective: predict x0 (or noise, v, ...) at random noise levels. Gives a denoiser."""
 
     kind: Literal["denoising"] = "denoising"
+    loss: Literal["mse", "hybrid", "vlb"] = Field(
+        "mse", description="squared error; with 0.001 of the variational bound, for a learned variance; the bound alone"
+    )
+    levels: Literal["family", "uniform", "log_normal", "importance"] = Field(
+        "family", description="noise levels in training: the noise family's own, evenly, ln sigma normal, or by loss"
+    )
+    level_mean: float = Field(-1.2, description="log_normal: mean of ln sigma")
+    level_std: float = Field(1.2, gt=0, description="log_normal: standard deviation of ln sigma")
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weight (5 is usual); null = unweighted")
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of images trained without their label")
     augment_probability: float = Field(
@@ -93,6 +101,17 @@ class ValidationSettings(Settings):
     steps: int = Field(12, ge=1, description="its steps")
 
 
+class LoraSettings(Settings):
+    """Low-rank adaptation: weights W of the source stay, W + alpha / rank * B A is used, and A and B are trained."""
+
+    rank: int = Field(8, ge=1, description="rank of the updates, at most; narrow layers have less")
+    alpha: float | None = Field(None, gt=0, description="factor on the updates, times the rank; null = the rank")
+    targets: str = Field(
+        "all", min_length=1, description="adapted layers: all, attention, conv, or a pattern found in their names"
+    )
+    biases: bool = Field(False, description="also train biases and the gains of norms")
+
+
 class TrainSettings(Settings):
     """Everything about a training run; saved as the run's settings.yaml."""
 
@@ -102,21 +121,31 @@ class TrainSettings(Settings):
     objective: ObjectiveSettings = Denoising()
     train: LoopSettings = LoopSettings()
     validation: ValidationSettings = ValidationSettings()
-    init_from: str | None = Field(None, min_length=1, description="the denoiser (run or file) that a trunk starts from")
+    init_from: str | None = Field(
+        None, min_length=1, description="model to start from: RUN, RUN@SNAPSHOT, a file, a folder or a hub name"
+    )
+    resume_from: str | None = Field(
+        None, min_length=1, description="training state of another run to branch off: RUN@IMAGES, or RUN for its newest"
+    )
+    lora: LoraSettings | None = Field(None, description="train low-rank updates only; null = all weights")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainSettings:
         objective, network = self.objective, self.network
-        if self.init_from is not None and network.kind != "trunk":
-            raise ValueError(f"init_from is for network.kind=trunk; this network is a {network.kind}")
+        if self.lora is not None and objective.kind != "denoising" and network.kind != "trunk":
+            raise ValueError(f"lora is for denoisers and trunks, not for network.kind={network.kind}; train it whole")
+        if self.lora is not None and network.kind == "trunk" and network.freeze:
+            raise ValueError("lora adapts what network.freeze=true leaves alone; keep one of them")
         if objective.kind == "denoising":
-            if network.kind != "unet":
-                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet")
-            if objective.augment_probability > 0 and network.augment_dim != 9:
+            if network.kind not in ("unet", "dit"):
+                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet or dit")
+            self._variance_fits(objective)
+            if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
             return self
-        if network.kind == "unet":
-            raise ValueError("network.kind=unet does not classify; use convnet, wideresnet, unet_encoder or trunk")
+        if network.kind in ("unet", "dit"):
+            kinds = "convnet, wideresnet, unet_encoder or trunk"
+            raise ValueError(f"network.kind={network.kind} does not classify; use {kinds}")
         if network.kind == "convnet" and objective.sigma != 0:
             raise ValueError(
                 "network.kind=convnet is not told the noise level; use wideresnet, unet_encoder or trunk "
@@ -125,3 +154,18 @@ class TrainSettings(Settings):
         if self.train.compile:
             raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
         return self
+
+    def _variance_fits(self, objective: Denoising) -> None:
+        """A learned variance needs a network that says something of it, a table to step through, and a loss."""
+        learned = getattr(self.network, "learned_variance", False)
+        if learned and objective.loss == "mse":
+            raise ValueError("network.learned_variance=true is not trained by objective.loss=mse; use hybrid or vlb")
+        if objective.loss == "mse":
+            return
+        what = f"objective.loss={objective.loss}"
+        if not learned:
+            raise ValueError(f"{what} needs network.learned_variance=true")
+        if self.noise.kind != "vp" or self.noise.table == "continuous":
+            raise ValueError(f"{what} needs a table of noise levels; use noise.kind=vp with a discrete table")
+        if objective.levels == "log_normal":
+            raise ValueError(f"{what} needs levels of the table; objective.levels=log_normal lies between them")

@@ -1,0 +1,186 @@
+"""Fine-tuning: the weights that a run takes over from the model it starts from, once.
+
+Weights of the same name and shape are taken. What belongs to classes is found by their names: a class of the same name
+keeps its row, the others are new. Without a label, and with a label it knew, a denoiser begins as its source did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import NetworkDenoiser
+from ..errors import UserError
+from ..networks.trunk import Trunk
+from ..recognize.classifier import NetworkClassifier
+from ..settings.train import TrainSettings
+from .inherit import source_model
+
+SHOWN = 3  # names in a note; all are in the result
+Model = NetworkDenoiser | NetworkClassifier
+
+
+@dataclass
+class Started:
+    """What came from where. taken: how many weights. new, left_out: names on one side only, or of another shape.
+
+    kept_classes: those whose rows were carried over; None where there are no rows.
+    """
+
+    source: str
+    taken: int = 0
+    new: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    kept_classes: list[str] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def note(self) -> str:
+        parts = [f"started from {self.source}: {self.taken} weights"]
+        if self.kept_classes is not None:
+            parts.append(f"classes with what they had: {_some(self.kept_classes)}")
+        parts += [f"new: {_some(self.new)}"] if self.new else []
+        parts += [f"left out: {_some(self.left_out)}"] if self.left_out else []
+        return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
+
+
+def start_from(model: Model, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
+    """Gives a freshly built model the averaged weights of `init_from`. Returns what to tell the user, and all of it.
+
+    Raises `UserError` where nothing fits, and for a trunk that misses a weight.
+    """
+    source = settings.init_from
+    if source is None:
+        return [], None
+    if isinstance(model.network, Trunk):
+        return _start_trunk(model.network, source)
+    started = Started(source)
+    _take(model, source_model(source, settings), started)
+    if not started.taken:
+        raise UserError(f"init_from={source}", "has no weight that fits this network", "give the run of another model")
+    return [started.note()], started.facts()
+
+
+def _start_trunk(network: Trunk, source: str) -> tuple[list[str], dict[str, Any] | None]:
+    """Weights of layers that the trunk has not are left out and named; all that it has must be there."""
+    if not network.settings.pretrained:
+        return [f"the network of {source}, trained from scratch (network.pretrained=false)"], None
+    theirs, ours = source_model(source).network.state_dict(), network.unet.state_dict()
+    missing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
+    if missing:
+        what = f"{len(missing)} weights of the trunk are not there: " + ", ".join(missing[:SHOWN])
+        raise UserError(f"init_from={source}", what, "it is not the model this run was begun with")
+    network.unet.load_state_dict({name: theirs[name] for name in ours})
+    left = [name for name in theirs if name not in ours]
+    modules = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in left))
+    note = f"started from {source}: {len(ours)} weights"
+    after = f"; left out, because they run after {list(network.layers)[-1]}: {', '.join(modules)}"
+    return [note + after if left else note], Started(source, len(ours), [], left).facts()
+
+
+@torch.no_grad()
+def _take(model: Model, source: Model, started: Started) -> None:
+    """Copies what fits, by name, and what belongs to classes by theirs."""
+    ours, theirs = model.network.state_dict(), source.network.state_dict()  # shares memory with the weights
+    special = _take_classes(model, source, started)
+    for name, value in ours.items():
+        if name in special:
+            continue
+        fitting = _fitting(name, value, theirs[name]) if name in theirs else None
+        if fitting is not None:
+            value.copy_(fitting)
+            started.taken += 1
+        else:
+            started.new.append(name)
+            if ".augment." in name:  # as without augmentation
+                value.zero_()
+    started.left_out += [name for name in theirs if name not in ours or name in started.new]
+
+
+def _fitting(name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
+    """The weight as this network has it: the same, or with what is said of the variance dropped or added as zeros."""
+    if ours.shape == theirs.shape:
+        return theirs
+    if name not in ("out.weight", "out.bias") or ours.shape[1:] != theirs.shape[1:]:  # of a U-Net
+        return None
+    if ours.shape[0] * 2 == theirs.shape[0]:
+        return theirs[: len(ours)]
+    return torch.cat([theirs, torch.zeros_like(theirs)]) if ours.shape[0] == 2 * theirs.shape[0] else None
+
+
+def _take_classes(model: Model, source: Any, started: Started) -> set[str]:
+    """Fills label embeddings, or the head of a classifier; returns the names of the weights that are seen to."""
+    mine, known = list(model.class_names), list(source.class_names)
+    classifies = isinstance(model, NetworkClassifier)
+    if not known and not classifies and model.classes == source.classes:  # nobody said what they are called
+        known = mine = [str(i) for i in range(source.classes)]
+    pairs = [(i, known.index(label)) for i, label in enumerate(mine) if label in known]
+    seen: set[str] = set()
+    for name in _of_classes(model, len(mine)):
+        here, there = _module(model.network, name), _module(source.network, name)
+        if isinstance(model, NetworkClassifier):
+            _copy_head(here, there, pairs)
+        else:
+            _copy_labels(here, there, pairs, (model.classes, source.classes))
+        started.kept_classes = [mine[i] for i, _ in pairs]
+        seen |= {f"{name}.{part}" for part in here.state_dict()}
+    return seen
+
+
+def _of_classes(model: Model, classes: int) -> list[str]:
+    """Names of the modules that have a row for each class: label embeddings, or the head of a classifier."""
+    if isinstance(model, NetworkClassifier):
+        head = _head(model.network, classes)
+        return [] if head is None else [head]
+    return [name for name, module in model.network.named_modules() if name.split(".")[-1] == "label"]
+
+
+def _module(network: nn.Module, name: str | None) -> Any:
+    return dict(network.named_modules()).get(name or "")  # None where there is none of this name
+
+
+def _head(network: nn.Module, classes: int) -> str | None:
+    """The last linear layer, if it has an output for each class."""
+    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1][0] if linear and linear[-1][1].out_features == classes else None
+
+
+def _copy_head(here: nn.Linear, there: nn.Linear | None, pairs: list[tuple[int, int]]) -> None:
+    for i, j in pairs if there is not None and there.in_features == here.in_features else []:
+        here.weight[i] = there.weight[j]  # type: ignore[union-attr]
+        here.bias[i] = there.bias[j]  # type: ignore[union-attr]
+
+
+def _copy_labels(here: Any, there: Any, pairs: list[tuple[int, int]], counts: tuple[int, int]) -> None:
+    """Rows of an embedding (a row more is "no label"), or columns of a linear layer on scaled one-hot labels.
+
+    A new class begins as one of the source's, each as another one while there are any: the network has learned to tell
+    those apart.
+    """
+    if isinstance(here, nn.Linear):
+        here.bias.zero_()
+    if there is None or not counts[1]:  # a source without labels: all of them are as they were drawn
+        return
+    ours, theirs = here.weight, there.weight
+    if isinstance(here, nn.Linear):
+        here.bias.copy_(there.bias)
+        ours, theirs = here.weight.T, math.sqrt(counts[1] / counts[0]) * there.weight.T  # a one-hot is sqrt(classes)
+    elif len(ours) > counts[0] and len(theirs) > counts[1]:
+        ours[-1] = theirs[-1]
+    known = dict(pairs)
+    free = [j for j in range(counts[1]) if j not in known.values()] or list(range(counts[1]))
+    for k, i in enumerate(i for i in range(counts[0]) if i not in known):
+        known[i] = free[k % len(free)]
+    for i, j in known.items():
+        ours[i] = theirs[j]

@@ -1,0 +1,56 @@
+"""Multi-label training on attributes: each a question of its own, under its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twofold.data import open_store
+from twofold.learn import train
+from twofold.learn.classes import asks_attributes, class_names
+from twofold.run import load
+from twofold.settings.resolve import resolve
+from twofold.settings.train import TrainSettings
+
+from .common import TINY
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet file of images that are bright or dark, of which "bright" is known, "none" never."""
+    datasets = pytest.importorskip("datasets")
+    random = np.random.default_rng(0)
+    bright = random.integers(0, 2, 200)
+    pictures = [random.integers(128 * b, 128 * b + 128, (8, 8)).astype(np.uint8) for b in bright]
+    columns = {
+        "image": [Image.fromarray(picture) for picture in pictures],
+        "bright": bright.tolist(),
+        "none": [-1] * 200,
+    }
+    path = tmp_path_factory.mktemp("table") / "faces.parquet"
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(str(path))
+    return path
+
+
+def test_attributes_are_the_classes(table: Path, tmp_path: Path) -> None:
+    own = {
+        "data": {"source": str(table), "attribute_columns": ["bright", "none"]},
+        "network": {"kind": "convnet", "channels": 8},
+        "objective": {"kind": "supervised", "multi_label": True},
+        "train": {**TINY["train"], "n_images": 3200, "lr": 3e-3, "validate_images": 3200, "save_images": 3200},
+        "validation": {"max_images": 32},
+    }
+    settings = resolve(TrainSettings, [("test", own)])[0]
+    store = open_store(settings.data)
+    assert asks_attributes(settings, store) and class_names(settings, store) == ["bright", "none"]
+    result = train(settings, tmp_path / "run", "cpu")
+    model = load(tmp_path / "run")
+    assert model.classes == ["bright", "none"] and model.multi_label  # type: ignore[union-attr]
+    assert result["metrics"]["accuracy"] == 1.0  # of what is known
+    rows = store.indices("test")
+    said = model.image_logits(store.batch(rows))[:, 0] > 0  # type: ignore[union-attr]
+    assert torch.equal(said, torch.from_numpy(np.asarray(store.attributes[rows][:, 0])) == 1)  # type: ignore[index]
