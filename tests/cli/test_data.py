@@ -77,9 +77,71 @@ def test_a_broken_file_is_an_error_or_is_listed(folder: Path, capsys: pytest.Cap
         (["pck", "digits"], "twofold data pck: no such action; did you mean 'pack'?"),
         (["pack", "digits", "siz=8"], "siz (command line): unknown setting; did you mean 'size'?"),
         (["pack", "digits", "source=mine"], "source=mine: the source is given already (digits); keep one of them"),
-        (["pack"], "twofold data: SOURCE is missing; usage: twofold data pack|describe|split SOURCE"),
+        (["labels", "digits", "per_class=2"], "twofold data labels: --out is missing; name the label file to write"),
+        (["labels", "digits", "--out", "x"], "per_class=: is not a whole number from 1 on; write per_class=2"),
+        (["labels", "digits", "--out", "x", "per_class=2", "seed=-1"], "seed=-1: is not a whole number from 0 on"),
+        (["pack"], "twofold data: SOURCE is missing; usage: twofold data pack|describe|split|labels SOURCE"),
     ],
 )
 def test_mistakes(words: list[str], start: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", *words]) == 2
     assert capsys.readouterr().err.startswith(f"twofold: error: {start}")
+
+
+def test_describe_tells_of_imbalance_and_of_classes_that_are_too_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        place = tmp_path / "x" / ("rare" if i == 30 else "some" if i > 24 else "many")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0] if i == 3 else image).save(place / f"{i}.png")
+    assert main(["data", "describe", str(tmp_path / "x"), "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert "duplicates 1 images are the same as an earlier one\n" in text
+    assert "too few    images for every part: rare (validation, test), some (validation)\n" in text
+    many, some = (int(line.split()[1]) for line in text.splitlines() if line.split()[0] in ("many", "some"))
+    assert f"balance    largest class {many} training images, smallest 1 ({many}.0 times), effectively 1." in text
+    assert many + some + 1 == int(text.splitlines()[-1].split()[2])
+    assert main(["data", "split", str(tmp_path / "x"), "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("too few    images for every part: rare")
+
+
+def test_duplicates_across_own_splits_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, name in enumerate(("train/a/0", "train/a/1", "train/a/2", "test/a/3")):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), i % 3, np.uint8)).save(tmp_path / "x" / f"{name}.png")
+    for action in ("pack", "describe"):
+        assert main(["data", action, str(tmp_path / "x"), "--quiet"]) == 0
+        assert (
+            "note       identical images (1 sets) lie in several of the source's own splits\n"
+            in capsys.readouterr().out
+        )
+
+
+def test_labels_writes_a_file_that_training_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "two.csv"
+    assert main(["data", "labels", "digits", "per_class=2", "seed=3", "--out", str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{out}: 20 images, 2 of each class; train with data.labels={out}\n"
+    direct = open_store(DataSettings(source="digits", labels_per_class=2, labels_seed=3))
+    store = open_store(DataSettings(source="digits", labels=str(out)))
+    np.testing.assert_array_equal(store.labels, direct.labels)
+    assert main(["data", "describe", "digits", f"labels={out}", "--quiet"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("unlabelled")).split()
+    assert row == ["unlabelled", f"{len(store.indices('train')) - 20:,}", "0", "0"]
+
+
+def test_of_several_processes_one_tells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["data", "pack", "digits"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_attributes_are_counted(tmp_path: Path) -> None:
+    from twofold.cli.data import attributes_table
+
+    counts = {"smiling": (1000, 3000, 2), "x": (0, 0, 1)}
+    words = ("yes", "no", "unknown")
+    table = attributes_table({name: dict(zip(words, row, strict=True)) for name, row in counts.items()})
+    assert table.splitlines()[1].split() == ["smiling", "1,000", "3,000", "2", "25.0%"]
+    assert table.splitlines()[2].split() == ["x", "0", "0", "1", "-"]

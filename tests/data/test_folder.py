@@ -158,7 +158,8 @@ def test_folder_that_cannot_be_read(put: Put, monkeypatch: pytest.MonkeyPatch) -
 def test_columns_make_no_sense_for_a_folder(put: Put) -> None:
     put("x/cat/2.png")
     assert error("x", label_column="breed") == (
-        "data.label_column=breed: data=x has no columns; only Parquet and hub data have"
+        "data.label_column=breed: data=x has no columns; "
+        "only Parquet and hub data have, or a folder with a metadata.csv"
     )
     assert error("digits", image_column="i") == (
         "data.image_column=i: data=digits has no columns; only Parquet and hub data have"
@@ -214,3 +215,8 @@ def test_digits() -> None:
     assert isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (8, 8)
     assert image[0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # 0 0 5 13 9 1 0 0 of 16
     assert found[0].id == "digits:0" and found[0].label == 0 and found[0].split is None
+    assert [item.id for item in source.items(1795)] == ["digits:1795", "digits:1796"]
+    assert [item.id for item in open_source(DataSettings(source="digits", most=2)).items()] == ["digits:0", "digits:1"]
+    assert error("digits", group="who") == (
+        "data.group=who: data=digits has no columns; only Parquet and hub data have"
+    )

@@ -208,3 +208,135 @@ def test_a_path_below_an_existing_folder_is_no_hub_name(here: Path) -> None:
     with pytest.raises(UserError, match="there is no such file or folder"):
         open_source(DataSettings(source="photos/cats"))
     assert isinstance(open_source(SETTINGS), Hub)
+
+
+# -- streaming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streamed(here: Path, hub: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """streamed(folder): the hub's data set is what the `datasets` library makes of that folder, streamed or not."""
+    import datasets
+
+    load = datasets.load_dataset
+    hub()
+
+    def put(folder: str) -> None:
+        def local(*args: object, streaming: bool, **options: object) -> Any:
+            return load(folder, streaming=streaming, cache_dir=str(here / "hf"))
+
+        monkeypatch.setattr(datasets, "load_dataset", local)
+
+    return put
+
+
+@pytest.fixture
+def local_parquet(here: Path) -> Callable[[str], Path]:
+    """Nine images for training and four for the test, as Parquet."""
+
+    def write(name: str) -> Path:
+        import datasets
+
+        features = datasets.Features(
+            {
+                "img": datasets.Image(),
+                "label": datasets.ClassLabel(names=["ant", "bee"]),
+                "who": datasets.Value("string"),
+            }
+        )
+        for split, n in {"train": 9, "test": 4}.items():
+            rows = {
+                "img": [{"bytes": encoded(pixels(i, 4, 4, 3)), "path": None} for i in range(n)],
+                "label": [i % 2 for i in range(n)],
+                "who": [f"p{i // 2}" for i in range(n)],
+            }
+            path = here / name / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, features).to_parquet(path, batch_size=4)
+        return here / name
+
+    return write
+
+
+def test_streamed_rows_are_the_downloaded_ones(
+    streamed: Callable[[str], None], local_parquet: Callable[[str], Path]
+) -> None:
+    streamed(str(local_parquet("local")))
+    settings = DataSettings(source="org/name", group="who")
+    whole, stream = (open_source(settings.model_copy(update={"streaming": value})) for value in (False, True))
+    every = list(whole.items())
+    assert list(stream.items()) == every and stream.count() == whole.count() == 13
+    assert stream.classes() == whole.classes() == ["ant", "bee"]
+    for start, stop in [(0, 3), (2, 11), (9, None), (12, 13), (13, None), (5, 5)]:
+        assert list(stream.items(start, stop)) == every[start:stop]
+
+
+def test_a_streamed_store_is_the_downloaded_one(
+    streamed: Callable[[str], None], local_parquet: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    streamed(str(local_parquet("local")))
+    settings = DataSettings(source="org/name", streaming=True)
+    assert fingerprint(settings) == fingerprint(SETTINGS)
+    store = open_store(settings)
+    monkeypatch.setenv("TWOFOLD_CACHE", str(here / "another"))
+    assert open_store(SETTINGS).content_hash == store.content_hash
+
+
+def test_the_first_images_of_each_split(streamed: Callable[[str], None], local_parquet: Callable[[str], Path]) -> None:
+    streamed(str(local_parquet("local")))
+    for streaming in (False, True):
+        source = open_source(DataSettings(source="org/name", most=5, streaming=streaming))
+        assert source.count() == 9
+        assert [item.id for item in source.items()] == [f"train:{i}" for i in range(5)] + [
+            f"test:{i}" for i in range(4)
+        ]
+    assert fingerprint(DataSettings(source="org/name", most=5)) != fingerprint(SETTINGS)
+
+
+def test_a_stream_that_is_shorter_than_announced(
+    streamed: Callable[[str], None], local_parquet: Callable[[str], Path]
+) -> None:
+    import datasets
+
+    streamed(str(local_parquet("local")))
+    source = Hub(DataSettings(source="org/name", streaming=True))
+    for dataset in source._splits.values():
+        told = {name: datasets.SplitInfo(name, num_examples=10) for name in ("train", "test")}
+        dataset.info.splits = datasets.splits.SplitDict(told)
+    assert source.count() == 20
+    with pytest.raises(UserError, match="data=org/name: train ended after 9 rows, and 10 were announced; set"):
+        list(source.items())
+
+
+def test_a_stream_that_breaks_off(
+    streamed: Callable[[str], None], local_parquet: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    streamed(str(local_parquet("local")))
+    source = open_source(DataSettings(source="org/name", streaming=True))
+    source.count()
+
+    def broken(self: object, batch_size: int) -> Any:
+        raise OSError("connection reset\nby peer")
+        yield
+
+    monkeypatch.setattr(datasets.IterableDataset, "iter", broken)
+    with pytest.raises(UserError) as caught:
+        list(source.items())
+    assert str(caught.value) == (
+        "data=org/name: train: streaming stopped (OSError: connection reset by peer); run the command again"
+    )
+
+
+def test_streamed_images_that_are_files(streamed: Callable[[str], None], here: Path) -> None:
+    for i, name in enumerate(("train/a/1", "train/b/2", "train/b/3", "test/a/4", "test/b/5")):
+        path = here / f"files/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(pixels(i, 4, 4, 3)))
+    streamed(str(here / "files"))
+    whole, stream = (open_source(DataSettings(source="org/name", streaming=value)) for value in (False, True))
+    assert stream.count() == 5
+    for one, other in zip(whole.items(), stream.items(), strict=True):
+        assert one[:1] + one[2:] == other[:1] + other[2:] and isinstance(other.encoded, bytes)
+        np.testing.assert_array_equal(decode(one.encoded, SETTINGS), decode(other.encoded, SETTINGS))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from twofold.data import ImageOrder
-from twofold.data.order import keyed, mix
+from twofold.data import ImageOrder, image_order
+from twofold.data.order import BalancedOrder, keyed, mix
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 10**9))
@@ -106,3 +106,71 @@ def test_mix_is_splitmix64() -> None:
 def test_keyed_takes_any_seed(seed: int, value: int) -> None:
     assert keyed(seed, np.array([value])) == keyed(seed + 2**64, np.array([value]))
     assert keyed(seed, np.array([value])) != keyed(seed + 1, np.array([value]))
+
+
+# -- against imbalance ------------------------------------------------------------------------------------------------
+
+
+def imbalanced(counts: list[int], seed: int = 0) -> np.ndarray:
+    """Shuffled labels -1, 0, 1, ... that occur so often."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) - 1, counts))
+
+
+def test_without_balance_it_is_the_plain_order() -> None:
+    labels = imbalanced([5, 50, 500])
+    positions = np.arange(3000)
+    np.testing.assert_array_equal(image_order(labels, 3)(positions), ImageOrder(555, 3)(positions))
+    plain = ImageOrder(1000, 7)(np.arange(5))
+    assert plain.tolist() == [510, 815, 870, 693, 966]  # trained runs depend on it
+
+
+@pytest.mark.parametrize("balance", [0.3, 0.5, 1.0])
+def test_every_epoch_deals_each_class_its_share(balance: float) -> None:
+    counts = np.array([3, 10, 100, 887])
+    labels = imbalanced(counts.tolist())
+    order = BalancedOrder(labels, 1, balance)
+    share = counts ** (1 - balance) / (counts ** (1 - balance)).sum()
+    for epoch in range(3):
+        rows = order(np.arange(epoch * 1000, (epoch + 1) * 1000))
+        seen = np.bincount(labels[rows] + 1, minlength=4)
+        assert np.abs(seen - 1000 * share).max() < 1
+    if balance == 1:
+        assert list(order.quotas.values()) == [250] * 4
+
+
+def test_classes_are_mixed_evenly_and_images_of_a_class_take_turns() -> None:
+    counts = [4, 40, 956]
+    labels = imbalanced(counts)
+    order = BalancedOrder(labels, 5, 1.0)
+    rows = order(np.arange(12_000))
+    blocks = (labels[rows].reshape(-1, 120) + 1)[:, :, None] == np.arange(3)
+    found = blocks.sum(axis=1)  # 100 blocks of 120 positions: about 40 of each class
+    chi_square = ((found - 40) ** 2 / 40).sum() / 200  # per degree of freedom: 1 if drawn at random
+    assert 0.6 < chi_square < 1.4
+    for label, count in enumerate(counts, -1):
+        seen = np.bincount(rows[labels[rows] == label], minlength=1000)[labels == label]
+        assert seen.max() - seen.min() <= 2 and seen.sum() == pytest.approx(4000, abs=12), count
+
+
+def test_any_positions_can_be_asked_for_alone() -> None:
+    order = BalancedOrder(imbalanced([7, 70, 300]), 2, 0.7)
+    whole = order(np.arange(2000))
+    np.testing.assert_array_equal(np.concatenate([order(np.arange(a, a + 250)) for a in range(0, 2000, 250)]), whole)
+    np.testing.assert_array_equal(order(np.array([[1999, 3], [700, 3]])), whole[[[1999, 3], [700, 3]]])
+    np.testing.assert_array_equal(BalancedOrder(imbalanced([7, 70, 300]), 2, 0.7)(np.arange(2000)), whole)
+    assert not np.array_equal(BalancedOrder(imbalanced([7, 70, 300]), 3, 0.7)(np.arange(2000)), whole)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.floats(0.01, 1), st.integers(0, 2**40))
+def test_quotas_fill_an_epoch_and_forget_no_class(counts: list[int], balance: float, seed: int) -> None:
+    labels = imbalanced(counts)
+    order = BalancedOrder(labels, seed, balance)
+    assert sum(order.quotas.values()) == len(labels) and min(order.quotas.values()) >= 1
+    rows = order(np.arange(len(labels)))
+    assert set(labels[rows]) == set(labels) and rows.min() >= 0 and rows.max() < len(labels)
+
+
+@pytest.mark.parametrize(("labels", "balance"), [([], 0.5), ([1], 0.0), ([1], 1.1)])
+def test_orders_that_cannot_be(labels: list[int], balance: float) -> None:
+    with pytest.raises(ValueError, match="an order of"):
+        BalancedOrder(np.array(labels), 0, balance)

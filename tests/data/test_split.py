@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from twofold.data.duplicates import across, components
 from twofold.data.items import SPLITS
-from twofold.data.split import NONE, TEST, TRAIN, VALIDATION, assign, split_key, stratify
+from twofold.data.split import NONE, TEST, TRAIN, VALIDATION, assign, split_key, stratify, stratify_groups
 from twofold.settings.data import DataSettings
 
 SHARES = st.floats(0, 0.49).map(lambda share: round(share, 3))
@@ -153,3 +154,102 @@ def test_shares_must_leave_something_to_train_on() -> None:
 
 def test_a_bare_string_is_the_source() -> None:
     assert DataSettings.model_validate("photos/").source == "photos/"
+
+
+# -- what belongs together --------------------------------------------------------------------------------------------
+
+
+def component_of(groups: list[int]) -> np.ndarray:
+    """The first row with each row's number."""
+    return np.array([groups.index(group) for group in groups], np.int64)
+
+
+def test_duplicates_follow_the_first_and_leave_all_others_where_they_are() -> None:
+    labels = labels_of([0, 100, 100])
+    own = np.full(200, NONE, np.int8)
+    plain = assign(own, labels, settings())
+    alone = np.arange(200)
+    np.testing.assert_array_equal(assign(own, labels, settings(), alone), plain)
+    component = alone.copy()
+    component[[50, 120, 199]] = 7
+    found = assign(own, labels, settings(), component)
+    assert len(set(found[[7, 50, 120, 199]])) == 1 and found[7] == plain[7]
+    others = np.setdiff1d(alone, [50, 120, 199])
+    np.testing.assert_array_equal(found[others], plain[others])
+
+
+def test_duplicates_of_a_source_with_own_splits_stay_where_it_put_them() -> None:
+    own = np.repeat(np.array([TRAIN, TEST], np.int8), [100, 50])
+    component = np.arange(150)
+    component[[5, 120]] = 3  # rows 3 and 5 train, 120 test
+    codes = assign(own, np.zeros(150, np.int64), settings(), component)
+    assert codes[120] == TEST and codes[3] == codes[5] != TEST
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=40), classes=st.integers(1, 5), validation=SHARES,
+    test=SHARES, seed=st.integers(0, 2**62),
+)  # fmt: skip
+def test_groups_stay_whole_and_the_shares_are_met_nearly(
+    sizes: list[int], classes: int, validation: float, test: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed % 2**32)
+    groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).tolist()
+    labels = rng.integers(-1, classes, len(groups))
+    shares = np.array([1 - validation - test, validation, test])
+    together = component_of(groups)
+    parts = stratify_groups(labels, together, tuple(shares), seed)
+    assert set(parts) <= {0, 1, 2}
+    for first in set(together):
+        assert len(set(parts[together == first])) == 1
+    assert (np.bincount(parts, minlength=3)[shares == 0] == 0).all()
+    np.testing.assert_array_equal(parts, stratify_groups(labels, together, tuple(shares), seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_groups_meet_the_shares_of_every_class(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 20, 200)
+    groups = np.repeat(np.arange(200), sizes)
+    labels = np.repeat(rng.integers(0, 4, 200), sizes)  # a person's images are of one class
+    shares = (0.7, 0.1, 0.2)
+    parts = stratify_groups(labels, component_of(groups.tolist()), shares, seed)
+    for label in range(4):
+        counts = np.bincount(parts[labels == label], minlength=3)
+        assert np.abs(counts - counts.sum() * np.array(shares)).max() <= 10  # half of the largest group
+    other = stratify_groups(labels, component_of(groups.tolist()), shares, seed + 1)
+    assert (parts != other).mean() > 0.1
+
+
+def test_single_rows_make_up_for_what_a_large_group_has_spoilt() -> None:
+    groups = [0] * 40 + list(range(1, 61))
+    parts = stratify_groups(np.zeros(100, np.int64), component_of(groups), (0.5, 0.2, 0.3), 0)
+    assert len(set(parts[:40])) == 1 and np.bincount(parts).tolist() == [50, 20, 30]
+
+
+def test_a_group_of_everything_is_trained_on() -> None:
+    assert stratify_groups(np.arange(9) % 3, np.zeros(9, np.int64), (0.7, 0.1, 0.2), 0).tolist() == [0] * 9
+
+
+def test_components_join_groups_by_duplicates() -> None:
+    hashes = np.array([[1, 0], [2, 0], [3, 0], [1, 0], [4, 0], [5, 0], [1, 1]], np.uint64)
+    np.testing.assert_array_equal(components(hashes, None), [0, 1, 2, 0, 4, 5, 6])
+    groups = np.array([7, 8, 8, 9, 9, -1, -1])
+    np.testing.assert_array_equal(components(hashes, groups), [0, 1, 1, 0, 0, 5, 6])
+    codes = np.array([0, 0, 1, 0, 2, 0, 0])
+    np.testing.assert_array_equal(across(components(hashes, groups), codes), [0, 1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-1, 6)), min_size=1, max_size=30))
+def test_components_are_what_a_walk_finds(rows: list[tuple[int, int]]) -> None:
+    hashes = np.array([[image, 0] for image, _ in rows], np.uint64)
+    found = components(hashes, np.array([group for _, group in rows]))
+    for start in range(len(rows)):
+        reached, grown = {start}, True
+        while grown:
+            more = {
+                j for j, (image, group) in enumerate(rows) for i in reached
+                if image == rows[i][0] or (group >= 0 and group == rows[i][1])
+            }  # fmt: skip
+            grown, reached = not more <= reached, reached | more
+        assert found[start] == min(reached)

@@ -118,7 +118,7 @@ def test_channels_are_found_while_packing(put: Put, coloured: int | None) -> Non
     direct = store_of(channels=channels)
     assert direct.folder != store.folder and direct.content_hash == store.content_hash
     assert sorted(path.name for path in store.folder.glob("[!s]*.npy")) == [
-        "id_bytes.npy", "id_offsets.npy", "images.npy", "labels.npy",
+        "hashes.npy", "id_bytes.npy", "id_offsets.npy", "images.npy", "labels.npy",
     ]  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_real_images(here: Path, shared_data: Callable[[str], Path]) -> None:
 def test_it_is_packed_once(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put("x/a.png"), put("x/b.png")
     first = store_of()
-    monkeypatch.setattr(packing, "decode", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(packing, "decode_item", lambda *_: pytest.fail("packed again"))
     assert store_of().content_hash == first.content_hash
     assert store_of(split_seed=7, test_share=0.5, flip=True).folder == first.folder
 
@@ -245,10 +245,10 @@ from twofold.data import open_store, pack
 from twofold.settings.data import DataSettings
 
 def progress(done, total):
-    if sys.argv[1] == "die" and done >= 64:
+    if sys.argv[1] == "die" and done > 64:
         os.kill(os.getpid(), signal.SIGKILL)
 
-pack.TICK = 0
+pack.TICK, pack.PART = 0, 32
 store = open_store(DataSettings(source="x"), progress)
 print(store.content_hash, len(store))
 """
@@ -260,17 +260,24 @@ def run_pack(how: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PACK, how], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_pack_is_cleaned_up_by_the_next(put: Put) -> None:
+def test_a_killed_pack_goes_on_where_it_was(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(200):
         put(f"x/{i:03}.png", pixels(i, 4, 4, 3))
     process = run_pack("die")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     (leftover,) = left_behind()
-    assert leftover.startswith(".x-") and leftover.endswith(".tmp")
+    assert leftover.startswith(".x-") and leftover.endswith(".parts")
+    found = {path.name for path in (cache_root() / "data" / leftover).iterdir() if path.is_dir()}
+    assert {"000000", "000001"} < found and len(found) == 3  # of 32 images each, and the one that was at work
+    decoded = []
+    real = packing.decode_item
+    monkeypatch.setattr(packing, "decode_item", lambda item, *more: (decoded.append(item.id), real(item, *more))[1])
     store = store_of()
     assert len(store) == 200 and left_behind() == []
-    np.testing.assert_array_equal(store.images[199], pixels(199, 4, 4, 3).transpose(2, 0, 1))
+    assert sorted(decoded) == [f"{i:03}.png" for i in range(64, 200)]
+    for i in (0, 63, 64, 199):
+        np.testing.assert_array_equal(store.images[i], pixels(i, 4, 4, 3).transpose(2, 0, 1))
 
 
 def test_two_processes_make_one_store(put: Put) -> None:
@@ -289,8 +296,10 @@ def test_who_waits_for_the_lock_reports_and_finds_the_store(put: Put, monkeypatc
     aside = store.folder.with_name("aside")
     os.rename(store.folder, aside)  # as if the other process were still at work
     monkeypatch.setattr(packing, "TICK", 0.01)
-    monkeypatch.setattr(packing, "decode", lambda *_: pytest.fail("packed although another process did"))
-    lock = FileLock(store.folder.with_name(f".{store.folder.name}.lock"), is_singleton=False)
+    monkeypatch.setattr(packing, "decode_item", lambda *_: pytest.fail("packed although another process did"))
+    parts = store.folder.with_name(f".{store.folder.name}.parts")
+    parts.mkdir()
+    lock = FileLock(parts / "000000.lock", is_singleton=False)
     lock.acquire()
     calls = []
 
@@ -301,20 +310,20 @@ def test_who_waits_for_the_lock_reports_and_finds_the_store(put: Put, monkeypatc
             lock.release()
 
     assert open_store(DataSettings(source="x"), progress).content_hash == store.content_hash
-    assert len(calls) >= 3 and set(calls) == {(0, None)}
+    assert len(calls) >= 3 and set(calls) == {(0, 1)} and left_behind() == []
 
 
 def test_progress_goes_on_while_one_image_takes_long(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(40):
         put(f"x/{i:02}.png", pixels(i, 4, 4, 3))
     enough = threading.Event()
-    real = packing.decode
+    real = packing.decode_item
 
-    def slow(content: object, settings: DataSettings) -> np.ndarray:
+    def slow(*given: object) -> object:
         assert enough.wait(30), "no progress while waiting"
-        return real(content, settings)  # type: ignore[arg-type]
+        return real(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packing, "decode", slow)
+    monkeypatch.setattr(packing, "decode_item", slow)
     monkeypatch.setattr(packing, "TICK", 0.01)
     calls: list[tuple[int, int | None]] = []
 

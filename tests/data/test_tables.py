@@ -82,6 +82,27 @@ def test_classes_are_the_same_in_all_files(put_table: PutTable) -> None:
     assert labels("x") == (["a", "b", "c"], [0, 2, 2, 2, 1, 2, 1, 2])
 
 
+def test_classes_are_those_of_the_images_taken(put_table: PutTable) -> None:
+    put_table("x/train.parquet", image=CELLS, label=["b", "c", "a", "c"])
+    put_table("x/test.parquet", image=CELLS, label=["d", "b", "c", "c"])
+    assert labels("x", most=2) == (["b", "c", "d"], [2, 0, 0, 1])
+
+
+def test_slices_skip_row_groups(here: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (here / "x").mkdir()
+    cells = pa.array([f"{i}".encode() for i in range(11)])
+    for name, rows in {"train": 11, "test": 7}.items():
+        pq.write_table(pa.table({"image": cells[:rows]}), here / f"x/{name}.parquet", row_group_size=3)
+    source = open_source(DataSettings(source="x"))
+    every = list(source.items())
+    for start in range(20):
+        for stop in (None, *range(20)):
+            assert list(source.items(start, stop)) == every[start:stop]
+
+
 def test_label_columns_that_are_found(put_table: PutTable) -> None:
     put_table("plural.parquet", image=CELLS, labels=["a", "b", "a", "b"])
     put_table("kind.parquet", {"kind": {"_type": "ClassLabel", "names": ["q"]}}, image=CELLS, kind=[0] * 4, n=[1] * 4)
@@ -138,7 +159,7 @@ def test_patterns(put_table: PutTable) -> None:
         put_table(f"x/{name}.parquet", image=CELLS)
     assert [item.id for item in read("x/train-*.parquet")[1]][::4] == ["train-0.parquet:0", "train-1.parquet:0"]
     assert error("x/val*.parquet").startswith(
-        "data=x/val*.parquet: no Parquet file matches this pattern; valid: digits"
+        "data=x/val*.parquet: no Parquet, Arrow or tar file matches this pattern; valid: digits"
     )
     put_table("y/train-0.parquet", image=CELLS)
     assert error("?/train-0.parquet") == (

@@ -1,8 +1,10 @@
-"""`twofold data pack|describe|split SOURCE [key=value ...]`: what twofold learns from, before it learns.
+"""`twofold data pack|describe|split|labels SOURCE [key=value ...]`: what twofold learns from, before it learns.
 
-pack       packs the source into the cache (once; every later use opens it) and says where it lies
-describe   counts, shape, mean and standard deviation, classes per split, unreadable files
+pack       packs the source into the cache (once; every later use opens it) and says where it lies; the same command
+           on several machines that share the cache, or under torchrun, packs one store together
+describe   counts, shape, mean and standard deviation, imbalance, duplicates, classes per split, unreadable files
 split      how many images of each class are for training, validation and test; --out FILE lists them as CSV
+labels     per_class=K seed=S --out FILE chooses K training images of each class, for data.labels=FILE
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("--out", "--quiet")
 MOST_FILES = 20  # unreadable files that are named
+MOST_SMALL = 10  # small classes that are named
 
 
 def settings_model() -> type[DataSettings]:
@@ -45,12 +49,30 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"source={assigned['source']}", f"the source is given already ({args.source})", "keep one of them"
         )
+    if args.action == "labels":
+        args.chosen = _choice(args, assigned)
     layers = [("SOURCE", {"source": args.source}), ("command line", assigned)]
     settings, _ = resolve(DataSettings, layers)
-    say("opening ...", args.quiet)
-    store = _opened(settings, args.quiet)
-    ACTIONS[args.action](store, args)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one tells
+    quiet = args.quiet or not first
+    say("opening ...", quiet)
+    store = _opened(settings, quiet)
+    if first:
+        ACTIONS[args.action](store, args)
     return 0
+
+
+def _choice(args: argparse.Namespace, assigned: dict[str, Any]) -> dict[str, int]:
+    """per_class and seed, taken out of what was assigned."""
+    if not args.out:
+        raise UserError("twofold data labels", "--out is missing", "name the label file to write")
+    chosen = {}
+    for name, least, usual in (("per_class", 1, ""), ("seed", 0, "0")):
+        value = str(assigned.pop(name, usual))
+        if not value.isdecimal() or int(value) < least:
+            raise UserError(f"{name}={value}", f"is not a whole number from {least} on", f"write {name}={least + 1}")
+        chosen[name] = int(value)
+    return chosen
 
 
 def _opened(settings: DataSettings, quiet: bool) -> Store:
@@ -71,46 +93,84 @@ def _opened(settings: DataSettings, quiet: bool) -> Store:
 
 def pack(store: Store, args: argparse.Namespace) -> None:
     """Where the store is and what is in it."""
+    from ..data import crossing
+
+    print_store(store)
+    if shared := crossing(store):
+        print(f"note       {shared}")
+
+
+def print_store(store: Store) -> None:
+    from ..data.describe import belongings
+
     channels, height, width = store.shape
-    print_facts(
-        {
-            "store": store.folder,
-            "images": f"{len(store):,}, {channels} x {height} x {width} (channels, height, width)",
-            "classes": ", ".join(store.classes) or "none",
-            "hash": store.content_hash[:16],
-        }
-    )
+    facts = {
+        "store": store.folder,
+        "images": f"{len(store):,}, {channels} x {height} x {width} (channels, height, width)",
+        "classes": ", ".join(store.classes) or "none",
+        "with": ", ".join(belongings(store)),
+        "licence": store.meta.get("facts", {}).get("licence"),
+        "hash": store.content_hash[:16],
+    }
+    print_facts({name: value for name, value in facts.items() if value})
     print_bad(store.meta["bad_images"])
 
 
 def describe(store: Store, args: argparse.Namespace) -> None:
     """Everything that is known without looking at single images."""
+    from ..data import crossing
     from ..data import describe as facts_of
 
     facts = facts_of(store)
-    pack(store, args)
+    print_store(store)
     per_channel = zip(facts["mean"], facts["std"], strict=True)
-    print_facts(
-        {
-            "on disk": f"{facts['bytes'] / 2**20:,.1f} MiB",
-            "mean, std": "; ".join(f"{mean:.4f}, {std:.4f}" for mean, std in per_channel) + " (pixels 0..1)",
-        }
-    )
+    lines = {
+        "on disk": f"{facts['bytes'] / 2**20:,.1f} MiB",
+        "mean, std": "; ".join(f"{mean:.4f}, {std:.4f}" for mean, std in per_channel) + " (pixels 0..1)",
+        "duplicates": f"{facts['duplicates']['images']:,} images are the same as an earlier one",
+    }
+    if facts["groups"]:
+        lines["groups"] = f"{facts['groups']['count']:,}, the largest of {facts['groups']['largest']:,} images"
+    if facts["imbalance"]:
+        lines["balance"] = balance_line(facts["imbalance"])
+    if shared := crossing(store):
+        lines["note"] = shared
+    print_facts(lines)
+    print_small(facts["small_classes"])
     print(counts_table(facts["counts"]))
+    if facts["attributes"]:
+        print("\n" + attributes_table(facts["attributes"]))
 
 
 def split(store: Store, args: argparse.Namespace) -> None:
     """Counts per class and part; the parts themselves as CSV."""
-    from ..data import describe as facts_of
+    from ..data.describe import class_counts, small_classes
 
-    print(counts_table(facts_of(store)["counts"]))
+    counts = class_counts(store)
+    print_small(small_classes(counts, store.classes))
+    print(counts_table(counts))
     if args.out:
-        from ..files import atomic_bytes
+        print(f"{_written(args.out, split_csv(store))}: {len(store):,} rows")
 
-        path = Path(args.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_bytes(path, split_csv(store))
-        print(f"{path}: {len(store):,} rows")
+
+def labels(store: Store, args: argparse.Namespace) -> None:
+    """Writes the label file of K training images of each class."""
+    from ..data import label_subsets, labels_csv
+
+    train = store.indices("train")
+    k, seed = args.chosen["per_class"], args.chosen["seed"]
+    rows = train[label_subsets(store.all_labels[train], [k], 1, seed)[k][0]]
+    path = _written(args.out, labels_csv(store, rows))
+    print(f"{path}: {len(rows):,} images, {k} of each class; train with data.labels={path}")
+
+
+def _written(out: str, text: str) -> Path:
+    from ..files import atomic_bytes
+
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_bytes(path, text)
+    return path
 
 
 def split_csv(store: Store) -> str:
@@ -120,12 +180,17 @@ def split_csv(store: Store) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["id", "split", "label", "class"])
-    for i, (code, label) in enumerate(zip(store.codes, store.labels, strict=True)):
+    for i, (code, label) in enumerate(zip(store.codes, store.all_labels, strict=True)):
         rows.writerow([store.id(i), SPLITS[code], int(label), store.classes[label] if label >= 0 else ""])
     return text.getvalue()
 
 
-ACTIONS: dict[str, Callable[[Store, argparse.Namespace], None]] = {"pack": pack, "describe": describe, "split": split}
+ACTIONS: dict[str, Callable[[Store, argparse.Namespace], None]] = {
+    "pack": pack,
+    "describe": describe,
+    "split": split,
+    "labels": labels,
+}
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
@@ -137,6 +202,36 @@ def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
         lines.append(f"{name:{width}}" + "".join(f"{row.get(name, 0):>12,}" for row in counts.values()))
     lines.append(f"{'all images':{width}}" + "".join(f"{sum(row.values()):>12,}" for row in counts.values()))
     return "\n".join(lines)
+
+
+def attributes_table(attributes: Mapping[str, Mapping[str, int]]) -> str:
+    """{attribute: {"yes": images, "no": ..., "unknown": ...}} as a table, with the share of yes among the known."""
+    width = max([len("attribute"), *map(len, attributes)])
+    lines = [f"{'attribute':{width}}{'yes':>12}{'no':>12}{'unknown':>12}{'share':>9}"]
+    for name, row in attributes.items():
+        known = row["yes"] + row["no"]
+        share = f"{row['yes'] / known:.1%}" if known else "-"
+        lines.append(f"{name:{width}}" + "".join(f"{n:>12,}" for n in row.values()) + f"{share:>9}")
+    return "\n".join(lines)
+
+
+def balance_line(found: Mapping[str, float]) -> str:
+    """The imbalance of the training images in one line."""
+    return (
+        f"largest class {found['largest']:,} training images, smallest {found['smallest']:,} "
+        f"({found['ratio']:.1f} times), effectively {found['effective']:.1f} classes; data.balance trains against it"
+        if found["largest"] > found["smallest"]
+        else f"every class has {found['largest']:,} training images"
+    )
+
+
+def print_small(small: Mapping[str, Sequence[str]]) -> None:
+    """Classes that have too few images for every part."""
+    if not small:
+        return
+    named = [f"{name} ({', '.join(parts)})" for name, parts in list(small.items())[:MOST_SMALL]]
+    more = f" and {len(small) - MOST_SMALL:,} more" if len(small) > MOST_SMALL else ""
+    print(f"too few    images for every part: {', '.join(named)}{more}")
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

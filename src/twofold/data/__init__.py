@@ -5,12 +5,14 @@ The augmentation itself is `twofold.data.augment.augment`.
 
 from .augment import AUGMENT_DRAWS, AUGMENT_LABELS, flip
 from .decode import BadImage, decode
+from .describe import crossing, describe
 from .items import SPLITS, Item, Source
-from .order import ImageOrder, spread
+from .order import ImageOrder, image_order, spread
 from .pack import cache_root
 from .sources import fingerprint, open_source
-from .store import Store, describe, open_store
+from .store import Store, open_store
 from .stream import Streamed, open_images, stream
+from .subsets import label_subsets, labels_csv
 
 __all__ = [
     "AUGMENT_DRAWS",
@@ -23,10 +25,14 @@ __all__ = [
     "Store",
     "Streamed",
     "cache_root",
+    "crossing",
     "decode",
     "describe",
     "fingerprint",
     "flip",
+    "image_order",
+    "label_subsets",
+    "labels_csv",
     "open_images",
     "open_source",
     "open_store",

@@ -30,12 +30,15 @@ on each side (whatever the batch holds), and the few positions still further out
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..errors import UserError
 
 AUGMENT_DRAWS = 14  # uniforms an image needs
 AUGMENT_LABELS = 9  # width of its label
@@ -52,8 +55,34 @@ REACH = TAPS // 4  # pixels on either side that u at a place is made of
 
 
 def flip(images: Tensor, u: Tensor) -> Tensor:
-    """Mirrors left and right where u < 1/2. images (B, C, H, W) of any dtype; u (B,) uniforms in [0, 1)."""
+    """Mirrors left and right where u < 1/2. images (B, ..., W) of any dtype, so masks too; u (B,) in [0, 1)."""
     return _where(u < 0.5, images.flip(-1), images)
+
+
+def flip_points(points: Tensor, u: Tensor, width: int, partner: Tensor) -> Tensor:
+    """The same for key points (B, P, 2), x and y in pixels: x becomes width - 1 - x, and the left eye the right one.
+
+    partner: (P,) the point that each one is in a mirror, see `mirror_partners`. NaN stays NaN.
+    """
+    mirrored = points[:, partner]
+    mirrored = torch.stack([width - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)
+    return _where(u < 0.5, mirrored, points)
+
+
+def mirror_partners(count: int, pairs: Sequence[Sequence[int]]) -> Tensor:
+    """(count,) int64: the point that takes each one's place in a mirror. pairs: points that a mirror exchanges.
+
+    Raises `UserError` unless every point is in one pair at most: mirrored twice, all must be as it was.
+    """
+    named = [int(point) for pair in pairs for point in pair]
+    wrong = [point for point in named if not 0 <= point < count or named.count(point) > 1]
+    if wrong or any(len(pair) != 2 for pair in pairs):
+        what = f"point {wrong[0]} is not one of {count}, or in two pairs" if wrong else "a pair is two points"
+        raise UserError("data.flip_pairs", what, "list pairs of different points, counted from 0")
+    partner = torch.arange(count)
+    for i, j in pairs:
+        partner[i], partner[j] = j, i
+    return partner
 
 
 def shifted(images: Tensor, u: Tensor, most: int, fill: float | None = None) -> Tensor:
@@ -157,7 +186,7 @@ def _scale(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(chosen.to(no.device, non_blocking=True).view(-1, 1, 1, 1), yes, no)
+    return torch.where(chosen.to(no.device, non_blocking=True).view(-1, *[1] * (no.ndim - 1)), yes, no)
 
 
 def _fold(position: Tensor, size: int) -> Tensor:

@@ -1,8 +1,10 @@
 """One image file, whatever its format, to uint8 pixels of the wanted size.
 
-    file -> upright (EXIF) -> 8 bits -> on the background (alpha) -> grey or RGB -> fitted to size
+    file -> 8 bits -> on the background (alpha) -> grey or RGB -> upright (EXIF) -> fitted to size
 
-Resampling is Pillow's bicubic, which widens its filter when it shrinks an image (antialiasing).
+Resampling is Pillow's bicubic, which widens its filter when it shrinks an image (antialiasing). Usual JPEG files are
+decoded by simplejpeg, with the same libjpeg-turbo and the same settings as Pillow, so to the same pixels; whatever
+is unusual about one, or wrong with it, is left to Pillow.
 """
 
 from __future__ import annotations
@@ -11,19 +13,18 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from ..settings.data import DataSettings
+from .transform import ORIENTATIONS, BadImage, Placing, place
 
 EXTENSIONS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 RESAMPLING = "bicubic"
+COLOURS = {"Gray": "GRAY", "YCbCr": "RGB"}  # of JPEG files: what they are decoded to
 
 Encoded = bytes | Path | np.ndarray | None
-
-
-class BadImage(Exception):
-    """An image that cannot be read; the message is the reason, without the file's name."""
 
 
 def decode(encoded: Encoded, settings: DataSettings) -> np.ndarray:
@@ -34,13 +35,52 @@ def decode(encoded: Encoded, settings: DataSettings) -> np.ndarray:
 
     Raises `BadImage` with the reason for anything that is not a whole, readable image.
     """
+    return decode_placed(encoded, settings)[0]
+
+
+def decode_placed(
+    encoded: Encoded, settings: DataSettings, placing: Placing | None = None
+) -> tuple[np.ndarray, Placing]:
+    """The same, and how the image was placed; with `placing` it is placed like another one, its own EXIF ignored."""
     try:
-        with _open(encoded) as image:
-            return _pixels(_fit(_plain(image, settings), settings))
+        content = _content(encoded)
+        usual = _usual_jpeg(content) if isinstance(content, bytes) else None
+        if usual is None:
+            with _open(content) as image:
+                plain, orientation = _plain(image, settings)
+        elif settings.size is None and placing is None and (usual.ndim == 2 or settings.channels != 1):
+            return usual, Placing.of(1, usual.shape[1::-1], settings)
+        else:
+            plain, orientation = _wanted_mode(Image.fromarray(usual), settings), 1
+        if placing is None:
+            placing = Placing.of(orientation, plain.size, settings)
+        placing.check(plain.size)
+        return _pixels(place(plain, placing, Image.Resampling.BICUBIC, settings.background)), placing
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # for damaged files Pillow's plugins raise nearly anything
         raise BadImage(_reason(error)) from error
+
+
+def decode_indices(encoded: Encoded) -> np.ndarray:
+    """A mask's class indices as they are stored: uint8 (H, W). A palette's colours are ignored.
+
+    Raises `BadImage` for what is not one channel of indices up to 255.
+    """
+    try:
+        with _open(_content(encoded)) as image:
+            if image.format == "JPEG":
+                raise BadImage("a JPEG file does not keep class indices; save it as PNG")
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                raise BadImage(f"its pixels are {image.mode}; class indices need one channel (modes L, P or I)")
+            indices = np.asarray(image)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage(_reason(error)) from error
+    if indices.size and not (indices.min() >= 0 and indices.max() <= 255):
+        raise BadImage(f"its class indices reach from {indices.min()} to {indices.max()}; 0 to 255 can be kept")
+    return indices.astype(np.uint8)
 
 
 def as_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -57,37 +97,65 @@ def is_grey(pixels: np.ndarray) -> bool:
     )
 
 
-def _open(encoded: Encoded) -> Image.Image:
+def _content(encoded: Encoded) -> bytes | np.ndarray:
+    """The file's bytes, or pixels."""
     if encoded is None:
         raise BadImage("there is no image in this row")
     if isinstance(encoded, np.ndarray):
-        return Image.fromarray(encoded)
-    if not (len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size):
+        return encoded
+    if not isinstance(encoded, bytes):
+        with open(encoded, "rb") as file:
+            encoded = file.read()
+    if not encoded:
         raise BadImage("the file is empty")
-    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS)
+    return encoded
 
 
-def _plain(image: Image.Image, settings: DataSettings) -> Image.Image:
-    """Upright, 8 bits, opaque: mode L or RGB."""
+def _usual_jpeg(content: bytes) -> np.ndarray | None:
+    """Pixels of a whole grey or YCbCr JPEG without EXIF; None for anything else."""
+    if content[:3] != b"\xff\xd8\xff" or b"Exif\0" in content:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours not in COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
+            return None
+        pixels = simplejpeg.decode_jpeg(content, COLOURS[colours], fastdct=False, fastupsample=False)
+    except ValueError:  # damaged, in whatever way: Pillow shall say how, or read it all the same
+        return None
+    return pixels if pixels.shape[2] == 3 else pixels[..., 0]
+
+
+def _open(content: bytes | np.ndarray) -> Image.Image:
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _plain(image: Image.Image, settings: DataSettings) -> tuple[Image.Image, int]:
+    """8 bits, opaque: mode L or RGB; and the orientation that EXIF gives it."""
     format = image.format
     image.load()
-    if "exif" in image.info:
-        image = _upright(image)
+    orientation = _orientation(image) if "exif" in image.info else 1
     if image.mode == "F":
         raise BadImage("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         image = _eight_bits(image, format)
     if image.has_transparency_data:
         image = _opaque(image, settings.background)
+    return _wanted_mode(image, settings), orientation
+
+
+def _wanted_mode(image: Image.Image, settings: DataSettings) -> Image.Image:
     mode = "L" if image.mode in ("1", "L") or settings.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        found = image.getexif().get(0x0112, 1)
     except Exception:  # unreadable EXIF says nothing about the pixels: every viewer shows such a file as it is
-        return image
+        return 1
+    return found if found in ORIENTATIONS else 1
 
 
 def _eight_bits(image: Image.Image, format: str | None) -> Image.Image:
@@ -108,25 +176,6 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
         image = image.convert("LA")
     canvas.alpha_composite(image if image.mode == "RGBA" else image.convert("RGBA"))
     return canvas.convert(mode)
-
-
-def _fit(image: Image.Image, settings: DataSettings) -> Image.Image:
-    if settings.size is None or image.size == settings.size[::-1]:
-        return image
-    height, width = settings.size
-    ratios = (width / image.width, height / image.height)
-    if settings.fit == "stretch":
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    scale = max(ratios) if settings.fit == "crop" else min(ratios)
-    scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if image.size != scaled:
-        image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = int((width - scaled[0]) / 2), int((height - scaled[1]) / 2)  # negative where it is cropped
-    if settings.fit == "crop":
-        return image.crop((-left, -top, width - left, height - top))
-    canvas = Image.new(image.mode, (width, height), settings.background)
-    canvas.paste(image, (left, top))
-    return canvas
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

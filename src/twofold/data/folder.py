@@ -4,150 +4,104 @@
     photos/<class>/**/*.png          one sub-folder a class, in sorted order
     photos/train/<class>/*.png       the same below train, val | valid | validation, test
     photos/test/*.png                a split without classes is unlabelled
+    photos/images/...                any of these, where masks/, pairs/, points/ or metadata.csv stands beside it
 
-Names that begin with a dot and files that are not images are ignored; links are followed.
+Names that begin with a dot and files that are not images are ignored; links are followed. What may stand beside the
+images, and what it says, is in `beside`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from ..errors import UserError
+from ..settings.data import DataSettings
+from .annotations import group_of, names_a_path
+from .beside import Beside
 from .decode import EXTENSIONS
-from .items import FOLDER_SPLITS, Item
+from .items import FOLDER_SPLITS, Item, limited, spans
+from .walking import IMAGE_SUFFIXES, Scan, names_in, scan
 
-IMAGE_SUFFIXES = tuple("." + extension for extension in EXTENSIONS)
-TABLE_SUFFIX = ".parquet"
-
-
-class File(NamedTuple):
-    """A file below the root: its parts, the last of which is its name."""
-
-    parts: tuple[str, ...]
-    size: int
-    mtime_ns: int
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.parts)
-
-
-def walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[File]:
-    """The files with these suffixes below root, sorted by name within each folder, files before sub-folders.
-
-    Holds one folder's names at a time. Raises `UserError` for a folder that cannot be read or that contains itself.
-    """
-    yield from _walk(root, (), suffixes, ())
-
-
-def _walk(
-    root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...], above: tuple[tuple[int, int], ...]
-) -> Iterator[File]:
-    folder = root.joinpath(*parts)
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(str(folder), f"cannot be read ({error.strerror})", "check its permissions") from error
-    if (status.st_dev, status.st_ino) in above:
-        raise UserError(str(folder), "is a link to a folder above it", "remove the link")
-    for entry in entries:
-        if entry.name.lower().endswith(suffixes) and not entry.is_dir():
-            yield _file(entry, (*parts, entry.name))
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(root, (*parts, entry.name), suffixes, (*above, (status.st_dev, status.st_ino)))
-
-
-def _file(entry: os.DirEntry[str], parts: tuple[str, ...]) -> File:
-    try:
-        status = entry.stat()
-    except OSError:  # a link to nowhere is not skipped in silence: reading it will say what is wrong
-        status = entry.stat(follow_symlinks=False)
-    return File(parts, status.st_size, status.st_mtime_ns)
-
-
-@dataclass
-class Scan:
-    """What one walk over a folder finds.
-
-    digest: of all relative names, sizes and modification times. images: how many. loose: how many of them lie in the
-    root itself. classes: {first folder: {second folder or "" for images right in the first: images}}.
-    tables: the Parquet files. folders: all visible sub-folders of the root.
-    """
-
-    digest: str = ""
-    images: int = 0
-    loose: int = 0
-    classes: dict[str, dict[str, int]] = field(default_factory=dict)
-    tables: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-
-
-def scan(root: Path) -> Scan:
-    """One pass over the names below root; reads no file."""
-    found, digest = Scan(), hashlib.sha256()
-    for file in walk(root, (*IMAGE_SUFFIXES, TABLE_SUFFIX)):
-        digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        if file.name.lower().endswith(TABLE_SUFFIX):
-            found.tables.append(file.name)
-            continue
-        found.images += 1
-        if len(file.parts) == 1:
-            found.loose += 1
-            continue
-        below = found.classes.setdefault(file.parts[0], {})
-        second = file.parts[1] if len(file.parts) > 2 else ""
-        below[second] = below.get(second, 0) + 1
-    found.digest = digest.hexdigest()
-    with os.scandir(root) as entries:
-        found.folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return found
+__all__ = ["IMAGE_SUFFIXES", "ImageFolder"]
 
 
 class ImageFolder:
-    """A folder of images as a source. Raises `UserError` where its layout is ambiguous."""
+    """A folder of images as a source. Raises `UserError` where its layout is ambiguous.
 
-    def __init__(self, root: Path, where: str, found: Scan | None = None) -> None:
-        self.root, self.where = root, where
+    root: the folder. The images lie in it or in its `images`, see `beside`. found: what a scan of the images' folder
+    has found, if there was one. A layout of its own is a subclass that says what its folders mean.
+    """
+
+    def __init__(self, root: Path, settings: DataSettings, found: Scan | None = None) -> None:
+        self.root, self.settings, self.where = root, settings, f"data={settings.source}"
         self.name = root.resolve().name
-        self._found = scan(root) if found is None else found
-        if not self._found.images:
-            raise UserError(where, "this folder holds no images", f"images end in {', '.join(EXTENSIONS)}")
-        self._has_splits = self._check_layout()
-        self._classes = self._class_names()
-        self._label = {name: label for label, name in enumerate(self._classes)}
+        self.beside = Beside(root, settings)
+        self.images_root = self.beside.images_root
+        self.found = scan(self.images_root) if found is None else found
+        if not self.found.images:
+            raise UserError(self.where, "this folder holds no images", f"images end in {', '.join(EXTENSIONS)}")
+        self.has_splits = self.check_layout()
+        self.folder_classes = self.class_names()
+        self.beside.folders_are_classes = bool(self.folder_classes)
+        self._folders = self.folders()
+        splits = [self.split_of(folder) for folder in self._folders]
+        self._rows = limited(list(self._folders.values()), splits, settings.most)
+        self._listed: tuple[tuple[str, ...] | None, list[str]] = (None, [])
 
     def identity(self) -> str:
-        return f"folder\0{self.root.resolve()}\0{self._found.digest}"
+        return f"folder\0{self.root.resolve()}\0{self.found.digest}{self.beside.identity()}"
 
     def classes(self) -> list[str]:
-        return self._classes
+        return self.beside.classes(self.folder_classes)
 
     def count(self) -> int:
-        return self._found.images
+        return sum(self._rows)
 
     def left_out(self) -> list[str]:
         return []
 
-    def items(self) -> Iterator[Item]:
-        for file in walk(self.root, IMAGE_SUFFIXES):
-            split, parts = None, file.parts
-            if self._has_splits:
-                split, parts = FOLDER_SPLITS[parts[0].lower()], parts[1:]
-            # a class that appeared since the scan has no label yet; packing notices that the folder has changed
-            label = self._label.get(parts[0], -1) if len(parts) > 1 else -1
-            yield Item(file.name, self.root.joinpath(*file.parts), label, split)
+    def facts(self) -> dict[str, Any]:
+        return self.beside.facts()
 
-    def _check_layout(self) -> bool:
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        folders = list(self._folders)
+        for i, first, last in spans(self._rows, start, stop):
+            yield from self._read(folders[i], self._names(folders[i])[first:last])
+
+    def folders(self) -> dict[tuple[str, ...], int]:
+        """{parts of a folder that is packed: images right in it}, in order."""
+        return self.found.runs
+
+    def split_of(self, folder: tuple[str, ...]) -> str | None:
+        return FOLDER_SPLITS[folder[0].lower()] if self.has_splits else None
+
+    def labels_of(self, folder: tuple[str, ...], names: list[str]) -> list[int]:
+        """The label of each image in a folder by the folder's name."""
+        inner = folder[1:] if self.has_splits else folder
+        return [self.folder_classes.index(inner[0]) if inner else -1] * len(names)
+
+    def _read(self, folder: tuple[str, ...], names: list[str]) -> Iterator[Item]:
+        split, base = self.split_of(folder), self.images_root.joinpath(*folder)
+        prefix = "".join(part + "/" for part in folder)
+        group = self.settings.group if self.settings.group and names_a_path(self.settings.group) else None
+        for name, label in zip(names, self.labels_of(folder, names), strict=True):
+            id = prefix + name
+            label, more = self.beside.of(folder, name, label)
+            if group is not None:
+                more = more._replace(group=group_of(id, group))
+            yield Item(id, base / name, label, split, *more)
+
+    def _names(self, folder: tuple[str, ...]) -> list[str]:
+        """The images right in a folder; the last list is kept, since a part of a large folder is often asked for."""
+        if self._listed[0] != folder:
+            self._listed = (folder, names_in(self.images_root, folder, IMAGE_SUFFIXES))
+        return self._listed[1]
+
+    def check_layout(self) -> bool:
         """Whether the sub-folders are splits."""
-        found = self._found
+        found = self.found
         if found.loose and found.classes:
             folder = next(iter(found.classes))
             raise UserError(
@@ -174,11 +128,12 @@ class ImageFolder:
                 )
         return bool(splits)
 
-    def _class_names(self) -> list[str]:
-        found = self._found
+    def class_names(self) -> list[str]:
+        """The classes that the folders' names say, in label order."""
+        found = self.found
         if not found.classes:
             return []
-        if self._has_splits:
+        if self.has_splits:
             return sorted({second for below in found.classes.values() for second in below if second})
         empty = [name for name in found.folders if name not in found.classes]
         if empty:

@@ -7,7 +7,7 @@ cache is deleted or another revision is asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,84 @@ class HubShard:
         self.schema = dataset.features.arrow_schema
         self.rows = len(dataset)
 
-    def batches(self, columns: list[str], rows: int = ROWS_AT_ONCE) -> Iterator[Any]:
-        for table in self._dataset.select_columns(columns).with_format("arrow").iter(rows):
+    def batches(
+        self, columns: list[str], start: int = 0, stop: int | None = None, at_once: int = ROWS_AT_ONCE
+    ) -> Iterator[Any]:
+        kept = self._dataset.select_columns(columns).select(range(self.rows)[start:stop])
+        for table in kept.with_format("arrow").iter(at_once):
             yield from table.combine_chunks().to_batches()
+
+
+class StreamedShard:
+    """The same for a split that is read while it arrives; `rows` counts them by a pass of its own if nothing says."""
+
+    folder: Path | None = None
+
+    def __init__(self, dataset: Any, name: str, split: str | None, most: int | None, source: str) -> None:
+        if dataset.features is None:  # the kind of every column is known after the first rows
+            dataset = dataset._resolve_features()
+        self._dataset, self.name, self.split, self._most, self._source = dataset, name, split, most, source
+        self.schema = dataset.features.arrow_schema
+
+    @cached_property
+    def rows(self) -> int:
+        """At least `most` of them, if there are: no row beyond that is asked for."""
+        told = (self._dataset.info.splits or {}).get(self.name)
+        if told is not None and told.num_examples:
+            return int(told.num_examples)
+        return sum(len(batch) for batch in self.batches(self._lightest(), 0, self._most))
+
+    def batches(
+        self, columns: list[str], start: int = 0, stop: int | None = None, at_once: int = ROWS_AT_ONCE
+    ) -> Iterator[Any]:
+        kept = self._dataset.select_columns(columns).with_format("arrow").skip(start)
+        kept = kept if stop is None else kept.take(max(0, stop - start))
+        try:
+            for table in kept.iter(at_once):
+                yield from self._embedded(table.select(columns)).combine_chunks().to_batches()
+        except Exception as error:  # of the network, of the hub, of one of many readers: all about this split
+            text = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{self._source}: {self.name}",
+                f"streaming stopped ({type(error).__name__}: {text})",
+                "run the command again",
+            ) from error
+
+    def _embedded(self, table: Any) -> Any:
+        """The same rows with the bytes of images that are only named in them, which may be anywhere on the hub."""
+        import pyarrow.compute as pc
+        from datasets import Features
+        from datasets.table import embed_table_storage
+
+        images = [column for column in table.columns if set(_children(column.type)) == {"bytes", "path"}]
+        if all(pc.struct_field(column, "bytes").null_count == 0 for column in images):
+            return table
+        features = Features({name: self._dataset.features[name] for name in table.column_names})
+        return embed_table_storage(table.cast(features.arrow_schema))
+
+    def _lightest(self) -> list[str]:
+        """A column that is no image, so that counting rows reads little; the first one if all are."""
+        import pyarrow.types as types
+
+        names = [f.name for f in self.schema if not types.is_struct(f.type) and not types.is_binary(f.type)]
+        return [*names, *self.schema.names][:1]
+
+
+def _children(type: Any) -> list[str]:
+    import pyarrow.types as types
+
+    return [child.name for child in type] if types.is_struct(type) else []
 
 
 class Hub(Tables):
     """A hub data set as a source; downloads when it is packed, not before.
 
-    hint: what the user may have meant if this was to be a path.
+    hint: what the user may have meant if this was to be a path. unwanted: splits that are left out.
     """
 
-    def __init__(self, settings: DataSettings, hint: str = "") -> None:
+    def __init__(self, settings: DataSettings, hint: str = "", unwanted: Sequence[str] = ()) -> None:
         super().__init__(settings)
-        self._hint = hint
+        self._hint, self._unwanted = hint, unwanted
         match = NAME.fullmatch(settings.source)
         if match is None:
             raise ValueError(f"{settings.source!r} is no hub name")
@@ -56,10 +120,11 @@ class Hub(Tables):
 
     def left_out(self) -> list[str]:
         splits = list(self._splits)
-        return [name for name in splits if name.lower() not in FILE_SPLITS] if len(splits) > 1 else []
+        unknown = [name for name in splits if name.lower() not in FILE_SPLITS or name in self._unwanted]
+        return unknown if len(splits) > 1 else []
 
     @cached_property
-    def shards(self) -> list[HubShard]:
+    def shards(self) -> list[HubShard] | list[StreamedShard]:
         kept = [name for name in self._splits if name not in self.left_out()]
         if not kept:
             raise UserError(
@@ -67,16 +132,21 @@ class Hub(Tables):
                 f"none of its splits ({', '.join(self._splits)}) is called train, validation or test",
                 "save the one you want as Parquet and give that file",
             )
-        return [HubShard(self._splits[name], name, FILE_SPLITS.get(name.lower())) for name in kept]
+        named = [(self._splits[name], name, FILE_SPLITS.get(name.lower())) for name in kept]
+        if self.settings.streaming:
+            return [StreamedShard(*split, self.settings.most, self.where) for split in named]
+        return [HubShard(*split) for split in named]
 
     @cached_property
     def _splits(self) -> Any:
-        """{split name: datasets.Dataset}."""
+        """{split name: datasets.Dataset}, or IterableDataset where it is streamed."""
         self._check_reachable()
         import datasets
 
         try:
-            return datasets.load_dataset(self._id, self._config, revision=self._revision)
+            return datasets.load_dataset(
+                self._id, self._config, revision=self._revision, streaming=self.settings.streaming
+            )
         except Exception as error:  # builders raise nearly anything; all of it is about this name
             raise self._failed(error) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from .decode import Encoded
 
@@ -13,16 +15,25 @@ FILE_SPLITS = {**FOLDER_SPLITS, "training": "train", "dev": "validation", "testi
 
 
 class Item(NamedTuple):
-    """One image of a source.
+    """One image of a source, with what belongs to it.
 
     id: stable name within the source. encoded: what `decode` takes. label: index into the classes, -1 = none.
-    split: one of `SPLITS`, or None where the source has none of its own.
+    split: one of `SPLITS`, or None where the source has none of its own. group: whose image it is (person, part,
+    patient); images of one group stay on one side of a split. attributes: 0, 1 or -1 (unknown), one for each of
+    `facts()["attributes"]`. mask: class index of every pixel, as an image file or as uint8 (H, W); 255 = void.
+    points: float32 (P, 2), x and y in pixels of the encoded image, 0 = the middle of the first pixel, NaN = not there.
+    pair: a second image of the same field of view, which is transformed with the first.
     """
 
     id: str
     encoded: Encoded
     label: int
     split: str | None
+    group: str | None = None
+    attributes: tuple[int, ...] | None = None
+    mask: Encoded = None
+    points: np.ndarray | None = None
+    pair: Encoded = None
 
 
 class Source(Protocol):
@@ -50,6 +61,37 @@ class Source(Protocol):
         """What the source holds beside train, validation and test: splits that are not packed."""
         ...
 
-    def items(self) -> Iterator[Item]:
-        """All items, in a fixed order."""
+    def facts(self) -> dict[str, Any]:
+        """What the store's meta keeps about what belongs to the images; {} where there is nothing of it.
+
+        attributes: [name]. mask_classes: [name]. mask_void: the index that means void in the masks, beside 255.
+        points: [name] or how many. flip_pairs: [[i, j]], points that a mirror exchanges. class_titles: [readable name
+        of each class]. licence: text.
+        """
         ...
+
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        """Items start <= i < stop (None: to the end) of one fixed order; what lies before start is skipped cheaply."""
+        ...
+
+
+def spans(rows: Iterable[int], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
+    """(i, first, last) for each of several pieces of `rows` rows that holds some of the rows start <= row < stop."""
+    begin = 0
+    for i, n in enumerate(rows):
+        first, last = max(start - begin, 0), n if stop is None else min(n, stop - begin)
+        if first < last:
+            yield i, first, last
+        begin += n
+
+
+def limited(rows: Sequence[int], splits: Sequence[str | None], most: int | None) -> list[int]:
+    """How many rows of each piece are kept where every split keeps its first `most` rows."""
+    if most is None:
+        return list(rows)
+    left = dict.fromkeys(splits, most)
+    kept = []
+    for n, split in zip(rows, splits, strict=True):
+        kept.append(min(n, left[split]))
+        left[split] -= kept[-1]
+    return kept

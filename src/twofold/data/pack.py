@@ -4,11 +4,20 @@
     labels.npy       int64 (N,), -1 = none
     splits.npy       int8 (N,), the source's own splits as indices into SPLITS, -1 where it names none
     id_offsets.npy   int64 (N + 1,); the id of image i is id_bytes.npy[id_offsets[i] : id_offsets[i + 1]], UTF-8
+    hashes.npy       uint64 (N, 2) of each image's pixels
     meta.json        everything else; its presence says that the folder is complete
 
-Images are decoded by threads, a bounded number ahead, and appended in order, so memory does not grow with the data.
-All of it happens in a temporary folder that is synced and renamed at the end, under a lock: a second process waits
-and finds the store, and what a killed one left is removed by the next.
+and, where images of the source have them:
+
+    attributes.npy   int8 (N, A), 0, 1, or -1 = unknown
+    masks.npy        uint8 (N, H, W), class indices, 255 = void
+    points.npy       float32 (N, P, 2), x and y in pixels of the packed image, NaN = not there
+    pairs.npy        uint8 (N, C2, H, W), the paired images
+    groups.npy       int64 (N,), whose image it is, as a number; -1 = none
+
+Images are decoded by threads, a bounded number ahead, into parts of so many rows; complete parts are joined at the
+end. Memory does not grow with the data, a killed process loses no complete part, and several processes may pack one
+store together (see `parts`): the result is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,29 +27,36 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..errors import UserError
 from ..files import atomic_folder, disk_full
 from ..settings.data import DataSettings
-from .decode import BadImage, decode
+from .belongings import Decoded, decode_item
+from .decode import BadImage
 from .items import Item, Source
-from .writer import StoreWriter, no_room
+from .join import Join
+from .parts import Parts
+from .sources import PIXEL_SETTINGS
+from .writer import PartWriter, no_room, room, taken
 
 Progress = Callable[[int, int | None], None]
-Decoded = np.ndarray | BadImage
 
-CHUNK = 16  # images per task: large enough to hide the cost of a task, small enough for large images
+PART = 8192  # rows that are packed before they are safe
+CHUNK = 16  # images per task: small enough for large images
+CHUNK_BYTES = 1 << 18  # small ones go up to this together, which hides the cost of a task
+TURN = 1e-5  # seconds after which a thread that runs Python lets another one do so; Python's own is 5 ms
 TICK = 0.25  # seconds between reports of progress
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -54,19 +70,14 @@ def cache_root() -> Path:
 def pack(
     source: Source, settings: DataSettings, folder: Path, unchanged: Callable[[], bool], progress: Progress | None
 ) -> None:
-    """Makes `folder` a complete store, unless it is one by the time its lock is free.
+    """Makes `folder` a complete store, together with whoever else is at it.
 
     unchanged: asked at the end whether the source is still what it was at the start.
     Raises `UserError` for images that cannot be read or differ in size, a full disk, a cache that cannot be written.
     """
-    tick = _Tick(progress)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder, tick):
-            if complete(folder):
-                return
-            _remove_leftovers(folder)
-            _pack_aside(source, settings, folder, unchanged, tick)
+        _Packing(source, settings, folder, unchanged, _Tick(progress)).run()
     except OSError as error:
         if error.errno in FULL:  # before anything is known of the images
             raise disk_full(folder.parent) from error
@@ -84,55 +95,154 @@ def complete(folder: Path) -> bool:
     return (folder / "meta.json").is_file()
 
 
-def _pack_aside(
-    source: Source, settings: DataSettings, folder: Path, unchanged: Callable[[], bool], tick: _Tick
-) -> None:
-    """Packs into a temporary folder that becomes `folder` at the end; leaves nothing behind when it fails."""
-    with atomic_folder(folder) as aside, StoreWriter(aside, source, settings) as writer:
+class _Packing:
+    """One process's work on one store."""
+
+    def __init__(
+        self, source: Source, settings: DataSettings, folder: Path, unchanged: Callable[[], bool], tick: _Tick
+    ) -> None:
+        self._source, self._settings, self._folder, self._unchanged = source, settings, folder, unchanged
+        self._tick = tick
+        self._total = source.count()
+        self._facts = source.facts()
+        self._checked = False  # whether the disk has room
+        self._items: Iterator[Item] = iter(())
+        self._at = -1  # the row of the source at which `_items` is open
+        self._aside = folder.with_name(f".{folder.name}.parts")
+
+    def run(self) -> None:
+        parts, last = self._parts(), None
+        parts.remove_older()
         try:
-            _fill(writer, source, settings, tick)
-            meta = writer.finish()
-        except OSError as error:
-            if error.errno not in FULL:
+            with warnings.catch_warnings(), _short_turns():
+                # what Pillow thinks of large images and odd metadata is no news: a bad image is told in one line
+                warnings.filterwarnings("ignore", module="PIL")
+                while not complete(self._folder):
+                    last = self._step(parts, last)
+                    parts = self._parts()  # which others may have removed
+        except BaseException:
+            parts.give_up()
+            raise
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _step(self, parts: Parts, last: int | None) -> int | None:
+        """Packs one part, joins them all, or waits for others. last: the part that was packed last; so is returned."""
+        with parts.claim(last) as part:
+            if part is not None and not complete(self._folder):
+                self._make(parts, part)
+        if part is None and not parts.missing():
+            self._finish(parts)
+        elif part is None:  # others are still at theirs
+            self._tick(parts.done(), self._total)
+            time.sleep(TICK)
+        return part
+
+    def _parts(self) -> Parts:
+        pixels = {name: getattr(self._settings, name) for name in PIXEL_SETTINGS if name != "on_bad_image"}
+        plan = {"source": self._settings.source, "working_folder": os.getcwd(), **pixels}
+        return Parts(self._aside, PART, self._total, plan)
+
+    def _make(self, parts: Parts, part: int) -> None:
+        """Packs one part."""
+        done = parts.done()
+        self._tick(done, self._total, force=True)
+        decoding = self._decoded(parts.span(part), lambda: self._tick(done, self._total))
+        with atomic_folder(parts.path(part)) as aside, PartWriter(aside, self._source, self._settings) as writer:
+            try:
+                with contextlib.closing(decoding) as chunks:
+                    for items, images in chunks:
+                        writer.add(items, images)
+                        self._check_room(parts, writer)
+                        done += len(items)
+                        self._tick(done, self._total)
+                writer.finish()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise no_room(parts.folder, self._needed(writer)) from error
+        self._tick(done, self._total, force=True)
+
+    def _decoded(
+        self, span: tuple[int, int | None], waiting: Callable[[], None]
+    ) -> Generator[tuple[list[Item], list[Decoded | BadImage]], None, None]:
+        """Chunks of the items start <= i < stop; goes on in the source where it is open there."""
+        start, stop = span
+        if start != self._at:
+            self._items = self._source.items(start)
+        self._at = -1 if stop is None else stop
+        items = islice(self._items, None if stop is None else stop - start)
+        return decoded(items, self._settings, waiting, self._facts)
+
+    def _needed(self, writer: PartWriter) -> int:
+        """About what all images will take; without their pixels as long as no image is known."""
+        return (writer.row_bytes() + 64) * self._total
+
+    def _check_room(self, parts: Parts, writer: PartWriter) -> None:
+        if not self._checked and writer.row_bytes():
+            self._checked = True
+            if self._needed(writer) > room(parts.folder):
+                raise no_room(parts.folder, self._needed(writer))
+
+    def _finish(self, parts: Parts) -> None:
+        """Joins the parts, unless another process has done so by the time the lock is free."""
+        with _lock(self._folder, self._tick):
+            if complete(self._folder):
+                return
+            _remove_leftovers(self._folder)
+            joined = parts.folder / "joined"
+            alive = lambda: self._tick(self._total, self._total)  # noqa: E731
+            try:
+                meta = Join(parts.paths(), joined, self._source, self._settings, alive).run()
+                if not self._unchanged():
+                    raise UserError(self._source.where, "changed while it was being packed", "run the command again")
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise no_room(parts.folder, 2 * taken(parts.folder)) from error
+            except EOFError:  # pixels were lost while the machine went down: all is packed again
+                shutil.rmtree(parts.folder)
+                return
+            except UserError:
+                shutil.rmtree(parts.folder, ignore_errors=True)  # parts that do not go together are of no use
                 raise
-            raise no_room(aside, writer.bytes_needed()) from error
-        if not unchanged():
-            raise UserError(source.where, "changed while it was being packed", "run the command again")
-        (aside / "meta.json").write_text(json.dumps({**meta, "twofold": __version__}, indent=1), "utf-8")
+            with atomic_folder(self._folder) as aside:
+                for file in joined.iterdir():
+                    os.rename(file, aside / file.name)
+                (aside / "meta.json").write_text(json.dumps({**meta, "twofold": __version__}, indent=1), "utf-8")
 
 
-def _fill(writer: StoreWriter, source: Source, settings: DataSettings, tick: _Tick) -> None:
-    total = source.count()
-    tick(0, total, force=True)
-    done = 0
-    with warnings.catch_warnings():
-        # what Pillow thinks of large images and odd metadata is no news here: a bad image is told in one line
-        warnings.filterwarnings("ignore", module="PIL")
-        with contextlib.closing(decoded(source.items(), settings, lambda: tick(done, total))) as chunks:
-            for items, pixels in chunks:
-                writer.add(items, pixels)
-                done += len(items)
-                tick(done, total)
-    tick(done, total, force=True)
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Decoding a small image takes less than the time for which a thread usually keeps the interpreter: without this
+    the decoders would spend most of theirs waiting for it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(TURN, before))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def decoded(
-    items: Iterable[Item], settings: DataSettings, waiting: Callable[[], None]
-) -> Generator[tuple[list[Item], list[Decoded]], None, None]:
-    """Chunks of items with their pixels, in order, decoded a bounded number of chunks ahead."""
-    workers, items = _workers(), iter(items)
-    ahead: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
+    items: Iterable[Item], settings: DataSettings, waiting: Callable[[], None], facts: Mapping[str, Any] | None = None
+) -> Generator[tuple[list[Item], list[Decoded | BadImage]], None, None]:
+    """Chunks of items, decoded, in order, a bounded number of chunks ahead. facts: see `decode_item`."""
+    workers, items, size = _workers(), iter(items), CHUNK
+    ahead: deque[tuple[list[Item], Future[list[Decoded | BadImage]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         while True:
-            while len(ahead) < workers + 2 and (chunk := list(islice(items, CHUNK))):
-                ahead.append((chunk, pool.submit(_decode_chunk, chunk, settings)))
+            while len(ahead) < workers + 2 and (chunk := list(islice(items, size))):
+                ahead.append((chunk, pool.submit(_decode_chunk, chunk, settings, facts or {})))
             if not ahead:
                 return
             chunk, future = ahead.popleft()
             while not wait([future], TICK).done:
                 waiting()
-            yield chunk, future.result()
+            found = future.result()
+            if isinstance(found[0], Decoded):
+                size = max(CHUNK, CHUNK_BYTES // max(1, found[0].pixels.nbytes))
+            yield chunk, found
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -141,11 +251,11 @@ def _workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _decode_chunk(items: list[Item], settings: DataSettings) -> list[Decoded]:
-    out: list[Decoded] = []
+def _decode_chunk(items: list[Item], settings: DataSettings, facts: Mapping[str, Any]) -> list[Decoded | BadImage]:
+    out: list[Decoded | BadImage] = []
     for item in items:
         try:
-            out.append(decode(item.encoded, settings))
+            out.append(decode_item(item, settings, facts))
         except BadImage as bad:
             out.append(bad)
     return out

@@ -1,53 +1,43 @@
-"""What `data=SOURCE` may be: digits, a folder, Parquet files, a hub name; each becomes a stream of items."""
+"""What `data=SOURCE` may be; each becomes a stream of items.
+
+digits, a folder (images, Parquet, Arrow or tar files, a published layout), one file of these kinds, a pattern, a short
+name such as cifar10 or cifar10:FOLDER, a hub name.
+"""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from ..errors import UserError, nearest
 from ..settings.data import DataSettings
 from . import hub
+from .arrays import digits
+from .arrow import ArrowShard, is_saved, saved
+from .beside import images_root
 from .decode import RESAMPLING
-from .folder import IMAGE_SUFFIXES, TABLE_SUFFIX, ImageFolder, scan
-from .items import Item, Source
-from .tables import ParquetFiles
+from .folder import ImageFolder
+from .items import Source
+from .named import NAMED, WithLicence, defaults, recognised, refuse_unreadable
+from .tables import TableFiles
+from .walking import ARROW_SUFFIX, IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX, scan
+from .webdataset import WebDataset
 
 FORMAT = 1  # of the packed store: stores of another format are packed again
-KINDS = "digits, a folder of images or Parquet files, a Parquet file, or a hub name such as org/name"
+KINDS = (
+    "digits, a folder of images, Parquet, Arrow or tar files, one such file, a short name "
+    f"({', '.join(NAMED)}), or a hub name such as org/name"
+)
 PIXEL_SETTINGS = ("size", "fit", "channels", "background", "image_column", "label_column", "on_bad_image")
-
-
-class Digits:
-    """scikit-learn's handwritten digits (UCI): 1797 grey images of 8x8, 16 levels of grey spread over 0..255."""
-
-    name = "digits"
-    where = "data=digits"
-
-    def identity(self) -> str:
-        return "sklearn.datasets.load_digits"
-
-    def classes(self) -> list[str]:
-        return [str(digit) for digit in range(10)]
-
-    def count(self) -> int:
-        return 1797
-
-    def left_out(self) -> list[str]:
-        return []
-
-    def items(self) -> Iterator[Item]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        for row, (image, label) in enumerate(zip(pixels, digits.target, strict=True)):
-            yield Item(f"digits:{row}", image, int(label), None)
+# these came later: a store that was packed without them keeps its name as long as they are not set
+LATER_SETTINGS = (
+    *("attribute_columns", "mask_column", "mask_classes", "mask_void", "points_column", "flip_pairs", "pair_column"),
+    *("group", "most"),
+)
+ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_source(settings: DataSettings) -> Source:
@@ -55,29 +45,13 @@ def open_source(settings: DataSettings) -> Source:
 
     Raises `UserError` where there is nothing of that name or its layout is ambiguous.
     """
-    where = f"data={settings.source}"
-    if settings.source == "digits":
-        return _without_columns(Digits(), settings)
-    path = Path(settings.source).expanduser()
-    if glob.has_magic(settings.source) and not path.exists():
-        return _matching(path, settings)
-    if path.is_dir():
-        found = scan(path)
-        if found.tables and found.images:
-            raise UserError(
-                where,
-                f"holds both images ({found.images}) and Parquet files ({found.tables[0]})",
-                "keep one kind in it",
-            )
-        if found.tables:
-            return ParquetFiles(settings, path, found.tables)
-        return _without_columns(ImageFolder(path, where, found), settings)
-    if path.is_file():
-        return _one_file(path, settings)
-    hint = _nearest_path(path)
-    if hub.NAME.fullmatch(settings.source) and not path.parent.is_dir():
-        return hub.Hub(settings, hint)
-    raise UserError(where, "there is no such file or folder", hint or f"valid: {KINDS}")
+    found = next((source for opener in OPENERS if (source := opener(settings)) is not None), None)
+    if found is None:
+        hint = _nearest_path(Path(settings.source).expanduser()) or f"valid: {KINDS}"
+        raise UserError(f"data={settings.source}", "there is no such file or folder", hint)
+    if settings.streaming and not isinstance(getattr(found, "source", found), hub.Hub):
+        raise UserError("data.streaming=true", f"{found.where} is on this machine", "only hub data can be streamed")
+    return found
 
 
 def fingerprint(settings: DataSettings) -> str:
@@ -92,37 +66,122 @@ def fingerprint(settings: DataSettings) -> str:
 def fingerprint_of(source: Source, settings: DataSettings) -> str:
     """The same for a source that is open already."""
     pixels = {name: getattr(settings, name) for name in PIXEL_SETTINGS}
+    pixels |= {name: value for name in LATER_SETTINGS if (value := getattr(settings, name)) is not None}
     text = json.dumps([FORMAT, RESAMPLING, source.identity(), pixels], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _without_columns(source: Source, settings: DataSettings) -> Source:
-    for name in ("image_column", "label_column"):
-        if (column := getattr(settings, name)) is not None:
-            raise UserError(f"data.{name}={column}", f"{source.where} has no columns", "only Parquet and hub data have")
-    return source
+# -- one kind after the other: a source, or None where the name is of another kind -----------------------------------
 
 
-def _matching(pattern: Path, settings: DataSettings) -> Source:
+def _digits(settings: DataSettings) -> Source | None:
+    return digits(settings) if settings.source == "digits" else None
+
+
+def _pattern(settings: DataSettings) -> Source | None:
     """data=folder/train-*.parquet"""
-    files = sorted(file for file in glob.glob(str(pattern)) if file.lower().endswith(TABLE_SUFFIX))
+    path = Path(settings.source).expanduser()
+    if not glob.has_magic(settings.source) or path.exists():
+        return None
+    matching = sorted(glob.glob(str(path)))
+    kinds = {suffix: [file for file in matching if file.lower().endswith(suffix)] for suffix in FILES}
+    suffix, files = next(((suffix, files) for suffix, files in kinds.items() if files), ("", []))
     if not files:
-        raise UserError(f"data={settings.source}", "no Parquet file matches this pattern", f"valid: {KINDS}")
+        what = "no Parquet, Arrow or tar file matches this pattern"
+        raise UserError(f"data={settings.source}", what, f"valid: {KINDS}")
     folders = {str(Path(file).parent) for file in files}
     if len(folders) > 1:
         raise UserError(f"data={settings.source}", "this pattern matches files in several folders", "give their folder")
-    return ParquetFiles(settings, Path(folders.pop()), [Path(file).name for file in files])
+    return FILES[suffix](settings, Path(folders.pop()), [Path(file).name for file in files])
 
 
-def _one_file(path: Path, settings: DataSettings) -> Source:
-    name = path.name.lower()
-    if name.endswith(TABLE_SUFFIX):
-        return ParquetFiles(settings, path.parent, [path.name])
+def _folder(settings: DataSettings) -> Source | None:
+    path = Path(settings.source).expanduser()
+    return _in_folder(settings, path) if path.is_dir() else None
+
+
+def _file(settings: DataSettings) -> Source | None:
+    path = Path(settings.source).expanduser()
+    if not path.is_file():
+        return None
+    name, where = path.name.lower(), f"data={settings.source}"
+    for suffix, opener in FILES.items():
+        if name.endswith(suffix):
+            return opener(settings, path.parent, [path.name])
     if name.endswith(IMAGE_SUFFIXES):
-        raise UserError(f"data={settings.source}", "is one image", f"give the folder it is in: data={path.parent}")
-    if name.endswith((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")):
-        raise UserError(f"data={settings.source}", "is an archive", "unpack it and give the folder")
-    raise UserError(f"data={settings.source}", "this kind of file is not a source of images", f"valid: {KINDS}")
+        raise UserError(where, "is one image", f"give the folder it is in: data={path.parent}")
+    if name.endswith(ARCHIVES):
+        raise UserError(where, "is an archive", "unpack it and give the folder")
+    raise UserError(where, "this kind of file is not a source of images", f"valid: {KINDS}")
+
+
+def _short_name(settings: DataSettings) -> Source | None:
+    """cifar10 from the hub, or cifar10:FOLDER in the layout it is published in, or as tables of the hub's columns."""
+    name, colon, place = settings.source.partition(":")
+    if name not in NAMED:
+        return None
+    named, where = NAMED[name], f"data={settings.source}"
+    adjusted, given = defaults(named, settings)
+    if not colon:
+        at_hub = adjusted.model_copy(update={"source": named.hub})
+        return WithLicence(hub.Hub(at_hub, unwanted=named.unwanted), named.licence, given)
+    path = Path(place).expanduser()
+    if not place:
+        raise UserError(where, "names no folder", f"data={name}:FOLDER, or data={name} for the hub's")
+    if not path.is_dir():
+        raise UserError(where, f"there is no folder {place!r}", "" if path.exists() else _nearest_path(path))
+    refuse_unreadable(path, where)
+    if named.layout is not None and named.layout.is_it(path):
+        return WithLicence(named.layout.open(settings, path), named.licence, {})
+    found = scan(path)
+    if is_saved(path) or found.tables or found.arrows or (found.images and name in ("imagenet", "tiny-imagenet")):
+        return WithLicence(_in_folder(adjusted, path), named.licence, given)
+    shown = f"{named.layout.shown}; or Parquet files of the hub" if named.layout else "Parquet files of the hub"
+    raise UserError(where, f"this folder is not laid out as {name} is published", f"expected: {shown}")
+
+
+def _hub(settings: DataSettings) -> Source | None:
+    path = Path(settings.source).expanduser()
+    if not hub.NAME.fullmatch(settings.source) or path.parent.is_dir():
+        return None
+    return hub.Hub(settings, _nearest_path(path))
+
+
+OPENERS: tuple[Callable[[DataSettings], Source | None], ...] = (_digits, _pattern, _folder, _file, _short_name, _hub)
+
+
+def _in_folder(settings: DataSettings, path: Path) -> Source:
+    """A published layout, a saved data set, images, or files of one kind."""
+    if (known := recognised(path, settings)) is not None:
+        return known
+    if is_saved(path):
+        return saved(settings, path)
+    if images_root(path) != path:
+        return ImageFolder(path, settings)
+    found = scan(path)
+    where = f"data={settings.source}"
+    if found.tables and found.images:
+        what = f"holds both images ({found.images}) and Parquet files ({found.tables[0]})"
+        raise UserError(where, what, "keep one kind in it")
+    kinds = {TABLE_SUFFIX: found.tables, ARROW_SUFFIX: found.arrows, TAR_SUFFIX: found.tars}
+    there = [suffix for suffix, files in kinds.items() if files]
+    if found.images or not there:
+        return ImageFolder(path, settings, found)
+    if len(there) > 1:
+        names = " and ".join(kinds[suffix][0] for suffix in there)
+        raise UserError(where, f"holds files of several kinds ({names})", "keep one kind in it")
+    return FILES[there[0]](settings, path, kinds[there[0]])
+
+
+def _arrow_files(settings: DataSettings, root: Path, files: Sequence[str]) -> Source:
+    return TableFiles(settings, root, files, ArrowShard)
+
+
+FILES: dict[str, Callable[[DataSettings, Path, Sequence[str]], Source]] = {
+    TABLE_SUFFIX: TableFiles,
+    ARROW_SUFFIX: _arrow_files,
+    TAR_SUFFIX: WebDataset,
+}
 
 
 def _nearest_path(path: Path) -> str:
@@ -132,7 +191,7 @@ def _nearest_path(path: Path) -> str:
         names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return ""
-    hint = nearest(missing.name, ["digits", *names] if str(missing) == path.name else names)
+    hint = nearest(missing.name, ["digits", *NAMED, *names] if str(missing) == path.name else names)
     if not hint.startswith("did you mean"):
         return ""
     return hint if missing.parent == Path() else f"in {missing.parent}, {hint}"

@@ -2,6 +2,12 @@
 
 A split that the source names itself is kept. What it lacks is carved out of its training images (out of all images
 where it names none): `validation_share` and `test_share` of every class, rounded up or down.
+
+What belongs together stays on one side. Exact duplicates follow the first of them, which leaves all other images
+where they are without them. Groups (a person, a part, a patient) are dealt whole, large ones first, each to the part
+p where it does least harm to what is wanted of every class c: to the one with the smallest change of
+
+    sum_c (have[p, c] - want[p, c])^2 / want[p, c],    want[p, c] = share_p * images of c
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from .order import keyed
 
 NONE = -1  # code of an image whose source names no split
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
-VERSION = 1  # of the rule below: stored splits of another version are not reused
+VERSION = 2  # of the rule below: stored splits of another version are not reused
 
 
 def split_key(settings: DataSettings) -> str:
@@ -22,8 +28,18 @@ def split_key(settings: DataSettings) -> str:
     return f"v{VERSION}-{settings.validation_share!r}-{settings.test_share!r}-{settings.split_seed}"
 
 
-def assign(own: np.ndarray, labels: np.ndarray, settings: DataSettings) -> np.ndarray:
-    """Codes (N,) int8 into `SPLITS`. own: (N,) the source's codes, `NONE` everywhere where it names no splits."""
+def assign(
+    own: np.ndarray,
+    labels: np.ndarray,
+    settings: DataSettings,
+    component: np.ndarray | None = None,
+    grouped: bool = False,
+) -> np.ndarray:
+    """Codes (N,) int8 into `SPLITS`. own: (N,) the source's codes, `NONE` everywhere where it names no splits.
+
+    component: (N,) the first row of what belongs together with each image; None: every image is on its own.
+    grouped: whether the source says so (else they are only duplicates).
+    """
     named = set(np.unique(own).tolist())
     codes = np.where(own == NONE, TRAIN, own).astype(np.int8)
     shares = [
@@ -31,8 +47,19 @@ def assign(own: np.ndarray, labels: np.ndarray, settings: DataSettings) -> np.nd
         settings.test_share if TEST not in named else 0.0,
     ]
     rows = np.flatnonzero(codes == TRAIN)
-    codes[rows] = stratify(labels[rows], (1 - sum(shares), *shares), settings.split_seed)
+    wanted = (1 - sum(shares), *shares)
+    together = np.arange(len(rows)) if component is None else _renumbered(component[rows])
+    if grouped:
+        codes[rows] = stratify_groups(labels[rows], together, wanted, settings.split_seed)
+    else:
+        codes[rows] = stratify(labels[rows], wanted, settings.split_seed)[together]
     return codes
+
+
+def _renumbered(component: np.ndarray) -> np.ndarray:
+    """The same components among fewer rows: for each row, the place of the first of its component."""
+    _, first, which = np.unique(component, return_index=True, return_inverse=True)
+    return first[which]
 
 
 def stratify(labels: np.ndarray, shares: tuple[float, ...], seed: int) -> np.ndarray:
@@ -67,3 +94,45 @@ def _apportion(n: int, shares: tuple[float, ...], owed: np.ndarray) -> tuple[np.
     extra = np.argsort(-rank, kind="stable")[: n - counts.sum()]
     counts[extra] += 1
     return counts, owed + quota - counts
+
+
+def stratify_groups(labels: np.ndarray, together: np.ndarray, shares: tuple[float, ...], seed: int) -> np.ndarray:
+    """Splits rows at random so that rows of one component stay together, class by class as nearly as that allows.
+
+    labels: (N,). together: (N,) the first row of each row's component. Otherwise as `stratify`; single rows are
+    dealt last, and make up for what whole components have spoilt.
+    """
+    _, classes = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(together, minlength=len(labels))
+    want = np.outer(shares, np.bincount(classes)).astype(np.float64)
+    have = np.zeros_like(want)
+    parts = np.zeros(len(labels), np.int8)
+    order = np.argsort(together, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(together[order])) + 1)
+    large = [rows for rows in members if len(rows) > 1]
+    chance = keyed(seed, np.array([rows[0] for rows in large], np.int64))
+    # the largest first, but chance decides between those within a factor of two: every seed deals anew
+    for i in sorted(range(len(large)), key=lambda i: (-len(large[i]).bit_length(), chance[i])):
+        names, counts = np.unique(classes[large[i]], return_counts=True)
+        wanted, over = want[:, names], have[:, names] - want[:, names]
+        with np.errstate(divide="ignore"):
+            harm = np.where(wanted > 0, counts * (2 * over + counts) / wanted, np.inf).sum(axis=1)
+        part = int(np.argmin(harm))
+        have[part, names] += counts
+        parts[large[i]] = part
+    _deal_singles(parts, classes, np.flatnonzero(sizes[together] == 1), want - have, seed)
+    return parts
+
+
+def _deal_singles(parts: np.ndarray, classes: np.ndarray, rows: np.ndarray, lacking: np.ndarray, seed: int) -> None:
+    """Fills what each part still lacks of each class with single rows; lacking: (parts, classes)."""
+    owed = np.zeros(len(lacking))
+    chance = keyed(seed, rows)
+    for label in np.unique(classes[rows]):
+        mine = np.flatnonzero(classes[rows] == label)
+        mine = rows[mine[np.argsort(chance[mine], kind="stable")]]
+        wanted = np.maximum(lacking[:, label], 0)
+        if not wanted.sum():
+            wanted = np.eye(len(lacking))[0]
+        counts, owed = _apportion(len(mine), tuple(wanted / wanted.sum()), owed)
+        parts[mine] = np.repeat(np.arange(len(lacking)), counts)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from ..files import atomic_file
 from ..settings.data import DataSettings
+from .duplicates import components, image_hashes
 from .items import SPLITS
 from .pack import Progress, cache_root, complete, pack
 from .sources import fingerprint, fingerprint_of, open_source
 from .split import assign, split_key
-
-BLOCK = 1 << 24  # bytes of pixels looked at together by `describe`
+from .subsets import few_labels, labels_from
 
 
 def open_store(settings: DataSettings, progress: Progress | None = None) -> Store:
@@ -46,9 +47,15 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Stor
 class Store:
     """A packed data set on disk; opening reads no pixels.
 
-    images: uint8 (N, C, H, W) memory map. labels: int64 (N,) memory map, -1 = none. classes: names in label order, may
-    be empty. shape: (C, H, W). content_hash: sha256 hex of shape, pixels and labels. name: short name of the source.
-    meta: what packing noted, with `bad_images` and `left_out`. folder: where it lies.
+    images: uint8 (N, C, H, W) memory map. all_labels: int64 (N,) memory map, -1 = none; `labels` are those to be used.
+    classes: names in label order, may be empty. shape: (C, H, W). content_hash: sha256 hex of shape, pixels, labels and
+    what else there is. name: short name of the source. meta: what packing noted, with `bad_images` and `left_out`.
+    folder: where it lies.
+
+    Memory maps, or None where the source has none of it: attributes int8 (N, A) in 0, 1, -1 = unknown; masks uint8
+    (N, H, W), class indices, 255 = void; points float32 (N, P, 2), x and y in pixels, NaN = not there; pairs uint8
+    (N, C2, H, W); groups int64 (N,), -1 = none. attribute_names, mask_classes, point_names: their names, as far as
+    they are known. flip_pairs: points that a mirror exchanges, None if nobody has said.
 
     Raises `UserError` if files are missing or damaged.
     """
@@ -58,17 +65,27 @@ class Store:
         try:
             self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text("utf-8"))
             self.images: np.memmap = self._load("images")
-            self.labels: np.ndarray = self._load("labels")
+            self.all_labels: np.ndarray = self._load("labels")
             self._own: np.ndarray = self._load("splits")
             self._id_offsets, self._id_bytes = self._load("id_offsets"), self._load("id_bytes")
+            self.attributes, self.masks = self._load_if_there("attributes"), self._load_if_there("masks")
+            self.points, self.pairs = self._load_if_there("points"), self._load_if_there("pairs")
+            self.groups = self._load_if_there("groups")
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(" ".join(str(error).split())) from error
         self.shape: tuple[int, int, int] = tuple(self.meta["shape"])
         self.classes: list[str] = self.meta["classes"]
         self.name: str = self.meta["name"]
         self.content_hash: str = self.meta["content_hash"]
+        facts = self.meta.get("facts", {})
+        self.attribute_names: list[str] = _names(facts.get("attributes"), self.attributes)
+        self.point_names: list[str] = _names(facts.get("points"), self.points)
+        self.mask_classes: list[str] = facts.get("mask_classes") or []
+        self.flip_pairs: list[list[int]] | None = facts.get("flip_pairs")
         n = self.meta["images"]
-        if self.images.shape != (n, *self.shape) or any(len(rows) != n for rows in (self.labels, self._own)):
+        more = (self.attributes, self.masks, self.points, self.pairs, self.groups)
+        rows = (self.all_labels, self._own, *(array for array in more if array is not None))
+        if self.images.shape != (n, *self.shape) or any(len(array) != n for array in rows):
             raise self._damaged(f"{len(self.images)} images instead of {n}")
         self._pixels = np.asarray(self.images)  # the same memory without np.memmap's cost per index
         self._codes: np.ndarray | None = None
@@ -92,6 +109,32 @@ class Store:
         if not len(rows):
             raise UserError(f"data={self.settings.source}", f"its {split} split holds no image", self._why_empty(split))
         return rows
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,), -1 = none. `data.labels` and `data.labels_per_class` take away those of other training images."""
+        if self.settings.labels is not None:
+            return labels_from(Path(self.settings.labels).expanduser(), self)
+        if self.settings.labels_per_class is not None:
+            return few_labels(self.all_labels, self.codes, self.settings.labels_per_class, self.settings.labels_seed)
+        return self.all_labels
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """uint64 (N, 2): of each image's pixels. A store that was packed without them gets them now."""
+        path = self.folder / "hashes.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            hashes = np.load(path, allow_pickle=False)
+            if hashes.shape == (len(self), 2) and hashes.dtype == np.uint64:
+                return hashes
+        hashes = image_hashes(self._pixels)
+        self._keep(path, hashes)
+        return hashes
+
+    @cached_property
+    def component(self) -> np.ndarray:
+        """int64 (N,): the first row of what belongs together with each image: duplicates, and groups if there are."""
+        return components(self.hashes, self.groups)
 
     @property
     def codes(self) -> np.ndarray:
@@ -117,6 +160,9 @@ class Store:
     def _load(self, name: str) -> Any:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
+    def _load_if_there(self, name: str) -> np.ndarray | None:
+        return self._load(name) if (self.folder / f"{name}.npy").exists() else None
+
     def _damaged(self, reason: str) -> UserError:
         return UserError(str(self.folder), f"this packed store is damaged ({reason})", "delete it; it is packed again")
 
@@ -124,22 +170,27 @@ class Store:
         """The split these settings ask for, from its file or made now and kept."""
         path = self.folder / f"split-{split_key(self.settings)}.npy"
         try:
-            codes = np.load(path)
+            codes = np.load(path, allow_pickle=False)
             if codes.shape == (len(self),):
                 return codes
         except (OSError, ValueError, EOFError):
             pass  # not there yet, or cut short: made again below
-        codes = assign(self._own, self.labels, self.settings)
-        # a cache that is read-only or full is no reason to stop: the split is the same every time it is made
-        with contextlib.suppress(OSError, UserError):
-            atomic_file(path, lambda aside: _save(aside, codes))
+        codes = assign(self._own, self.all_labels, self.settings, self.component, self.groups is not None)
+        self._keep(path, codes)
         return codes
+
+    def _keep(self, path: Path, array: np.ndarray) -> None:
+        # a cache that is read-only or full is no reason to stop: the array is the same every time it is made
+        with contextlib.suppress(OSError, UserError):
+            atomic_file(path, lambda aside: _save(aside, array))
 
     def _why_empty(self, split: str) -> str:
         if split == "train":
             return "its files all belong to other splits; add a train split, or use split all"
         if getattr(self.settings, f"{split}_share") == 0:
             return f"data.{split}_share is 0; set it to hold images out"
+        if self.groups is not None:
+            return f"there are too few groups to hold any out; raise data.{split}_share, or leave data.group unset"
         return f"there are too few training images to hold any out; raise data.{split}_share or add images"
 
 
@@ -148,43 +199,8 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def describe(store: Store) -> dict[str, Any]:
-    """What is in a store, for people and reports.
-
-    images, shape, classes, counts {split: {class: images}} (key "unlabelled" for label -1), mean and std per channel
-    with pixels in 0..1, bytes on disk, hash, bad_images, left_out, folder. Reads every pixel once.
-    """
-    names = [*store.classes, "unlabelled" if "unlabelled" not in store.classes else "no label"]
-    counts = {}
-    for code, split in enumerate(SPLITS):
-        n = np.bincount(np.asarray(store.labels)[store.codes == code] % len(names), minlength=len(names))
-        counts[split] = {name: int(k) for name, k in zip(names, n, strict=True) if k or name != names[-1]}
-    mean, std = _moments(store)
-    return {
-        "name": store.name,
-        "images": len(store),
-        "shape": list(store.shape),
-        "classes": store.classes,
-        "counts": counts,
-        "mean": mean,
-        "std": std,
-        "bytes": sum(file.stat().st_size for file in store.folder.iterdir()),
-        "hash": store.content_hash,
-        "bad_images": store.meta["bad_images"],
-        "left_out": store.meta["left_out"],
-        "folder": str(store.folder),
-    }
-
-
-def _moments(store: Store) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels in 0..1; exact, from counts of the 256 levels."""
-    levels = np.zeros((store.shape[0], 256), np.int64)
-    step = max(1, BLOCK // int(np.prod(store.shape)))
-    for start in range(0, len(store), step):
-        block = store.images[start : start + step]
-        for channel, counts in enumerate(levels):
-            counts += np.bincount(block[:, channel].ravel(), minlength=256)
-    share = levels / levels.sum(axis=1, keepdims=True)
-    value = np.arange(256) / 255
-    mean = share @ value
-    return mean.tolist(), np.sqrt(np.maximum(share @ value**2 - mean**2, 0)).tolist()
+def _names(said: list[str] | int | None, array: np.ndarray | None) -> list[str]:
+    """The names that a source gives its attributes or points, or their numbers."""
+    if array is None:
+        return []
+    return list(said) if isinstance(said, list) else [str(i) for i in range(array.shape[1])]

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,11 @@ class OneImage:
     def left_out(self) -> list[str]:
         return []
 
-    def items(self) -> Iterator[Item]:
-        yield Item(self.path.name, self.path, -1, None)
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        yield from [Item(self.path.name, self.path, -1, None)][start:stop]
 
 
 def open_images(settings: DataSettings) -> Source:
@@ -70,16 +74,17 @@ def stream(source: Source, settings: DataSettings, batch: int) -> Iterator[Strea
     if settings.size is None or settings.channels is None:
         raise ValueError("images of a stream need a size and a number of channels")
     ids, images, labels, skipped = [], [], [], []
-    with contextlib.closing(decoded(source.items(), settings, lambda: None)) as chunks:
-        for items, pixels in chunks:
-            for item, one in zip(items, pixels, strict=True):
+    bare = (item._replace(mask=None, points=None, pair=None) for item in source.items())
+    with contextlib.closing(decoded(bare, settings, lambda: None)) as chunks:
+        for items, found in chunks:
+            for item, one in zip(items, found, strict=True):
                 if isinstance(one, BadImage):
                     if settings.on_bad_image == "error":
                         raise UserError(f"{source.where}: {item.id}", str(one), "mend it, or use on_bad_image=skip")
                     skipped.append((item.id, str(one)))
                     continue
                 ids.append(item.id)
-                images.append(as_channels(one, settings.channels))
+                images.append(as_channels(one.pixels, settings.channels))
                 labels.append(item.label)
                 if len(ids) == batch:
                     yield Streamed(ids, torch.from_numpy(np.stack(images)), labels, skipped)

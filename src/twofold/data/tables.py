@@ -1,32 +1,32 @@
-"""Parquet files and hub data sets: rows with a column of encoded images and, mostly, one of labels.
+"""Tables as sources: rows with a column of encoded images and, mostly, one of labels; Parquet and Arrow files.
 
-The column's meaning is read from the `datasets` library's own description of the features, which travels in the
-schema's metadata (`Image`, `ClassLabel` with its names), and from the types where there is none.
+Which columns these are is found in `columns`, what else belongs to an image in `annotations`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..settings.data import DataSettings
-from .decode import Encoded
-from .items import FILE_SPLITS, Item
+from .annotations import Annotations, names_a_path
+from .columns import Labels, check_image_column, encoded, image_column, label_column
+from .items import FILE_SPLITS, Item, limited, spans
 
 ROWS_AT_ONCE = 256
-USUAL_IMAGES, USUAL_LABELS = ("image", "img", "images"), ("label", "labels")
 
 
 class Shard:
     """One Parquet file. `name` is how errors and ids call it, `split` one of SPLITS or None."""
+
+    kind = "Parquet"
 
     def __init__(self, path: Path, name: str, split: str | None) -> None:
         self.path, self.name, self.split = path, name, split
@@ -35,7 +35,7 @@ class Shard:
     def schema(self) -> Any:
         return self._file().schema_arrow
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self._file().metadata.num_rows
 
@@ -44,12 +44,27 @@ class Shard:
         """Where relative paths in the image column begin."""
         return self.path.parent
 
-    def batches(self, columns: list[str], rows: int = ROWS_AT_ONCE) -> Iterator[Any]:
-        """Record batches of these columns, in order."""
+    def batches(
+        self, columns: list[str], start: int = 0, stop: int | None = None, at_once: int = ROWS_AT_ONCE
+    ) -> Iterator[Any]:
+        """Record batches of these columns, rows start <= row < stop, in order; row groups before start are not read."""
         import pyarrow as pa
 
+        file = self._file()
         try:
-            yield from self._file().iter_batches(batch_size=rows, columns=columns, use_threads=False)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            groups = list(spans(sizes, start, stop))
+            if not groups:
+                return
+            skip, left = groups[0][1], sum(last - first for _, first, last in groups)
+            chosen = [i for i, _, _ in groups]
+            for batch in file.iter_batches(batch_size=at_once, row_groups=chosen, columns=columns, use_threads=False):
+                part = batch.slice(min(skip, len(batch)), left)
+                skip, left = max(0, skip - len(batch)), left - len(part)
+                if len(part):
+                    yield part
+                if not left:
+                    return
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 
@@ -64,7 +79,7 @@ class Shard:
 
     def _unreadable(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:160]
-        return UserError(str(self.path), f"cannot be read as Parquet ({reason})", "download or write it again")
+        return UserError(str(self.path), f"cannot be read as {self.kind} ({reason})", "download or write it again")
 
 
 class Tables:
@@ -76,6 +91,8 @@ class Tables:
     def __init__(self, settings: DataSettings) -> None:
         self.settings = settings
         self.where = f"data={settings.source}"
+        if settings.group and names_a_path(settings.group):
+            raise UserError(f"data.group={settings.group}", f"{self.where} has columns", "data.group=COLUMN")
 
     @cached_property
     def shards(self) -> list[Any]:
@@ -91,102 +108,104 @@ class Tables:
         return self._labels.classes if self._labels else []
 
     def count(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+        return sum(self._rows)
+
+    def facts(self) -> dict[str, Any]:
+        return self._annotations.facts()
+
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        labels, image, annotations = self._labels, self._image_column, self._annotations
+        columns = list(dict.fromkeys([image, *([labels.column] if labels else []), *annotations.columns]))
+        for i, row, last in spans(self._rows, start, stop):
+            shard = self.shards[i]
+            for batch in shard.batches(columns, row, last):
+                known = labels(batch.column(labels.column), shard, row) if labels else np.full(len(batch), -1)
+                images = encoded(batch.column(image), shard.folder)
+                rest = annotations(batch, shard, row)
+                for content, label, more in zip(images, known.tolist(), rest, strict=True):
+                    yield Item(f"{shard.name}:{row}", content, label, shard.split, *more)
+                    row += 1
+            if row < last:  # what the hub says of a data set that is streamed need not be true
+                what = f"{shard.name} ended after {row} rows, and {last} were announced"
+                raise UserError(self.where, what, "set data.streaming=false, or data.most to fewer")
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        """How many rows of each shard are taken."""
+        rows, splits = [shard.rows for shard in self.shards], [shard.split for shard in self.shards]
+        return limited(rows, splits, self.settings.most)
 
     @cached_property
     def _image_column(self) -> str:
         column = image_column(self.shards[0].schema, self.settings.image_column, self.where)
         for shard in self.shards:
-            _check_column(shard, column)
+            check_image_column(shard, column, "image_column")
         return column
 
     @cached_property
     def _labels(self) -> Labels | None:
         column = label_column(self.shards[0].schema, self.settings.label_column, self.where)
-        return None if column is None else Labels(column, self.shards)
+        return None if column is None else Labels(column, self.shards, self._rows if self.settings.most else None)
 
-    def items(self) -> Iterator[Item]:
-        labels, image = self._labels, self._image_column
-        columns = [image, *([labels.column] if labels else [])]
-        for shard in self.shards:
-            row = 0
-            for batch in shard.batches(columns):
-                known = labels(batch.column(labels.column), shard, row) if labels else np.full(len(batch), -1)
-                for encoded, label in zip(_encoded(batch.column(image), shard.folder), known.tolist(), strict=True):
-                    yield Item(f"{shard.name}:{row}", encoded, label, shard.split)
-                    row += 1
+    @cached_property
+    def _annotations(self) -> Annotations:
+        return Annotations(self.settings, self.shards, self.where)
 
 
-class ParquetFiles(Tables):
-    """Parquet files below one folder; their splits are read from their names (train-00000-of-00003.parquet)."""
+class TableFiles(Tables):
+    """Parquet or Arrow files below one folder; their splits are read from their names (train-00000-of-00003.parquet).
 
-    def __init__(self, settings: DataSettings, root: Path, files: list[str]) -> None:
+    splits: {file: split}, for those who know better. left_out: splits that are there and not among the files.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        root: Path,
+        files: Sequence[str],
+        shard: type[Shard] = Shard,
+        splits: Mapping[str, str | None] | None = None,
+        left_out: Sequence[str] = (),
+    ) -> None:
         super().__init__(settings)
-        self.root = root
+        self.root, self._shard, self._left_out = root, shard, list(left_out)
         self.name = root.resolve().name if len(files) != 1 else Path(files[0]).stem
-        splits = {file: split_of(file) for file in files}
-        if len(files) > 1 and None in splits.values() and set(splits.values()) != {None}:
-            without = next(file for file in files if splits[file] is None)
-            raise UserError(
-                f"{self.where}: {without}",
-                "its name says no split, while those of other files do",
-                "put train, validation or test into its name, or move it to another folder",
-            )
-        self._splits = splits
+        self._splits = splits_of(files, self.where) if splits is None else dict(splits)
 
     def identity(self) -> str:
-        digest = hashlib.sha256()
-        for file in self._splits:
-            status = (self.root / file).stat()
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        return f"parquet\0{self.root.resolve()}\0{digest.hexdigest()}"
+        return f"{self._shard.kind.lower()}\0{self.root.resolve()}\0{digest_of(self.root, self._splits)}"
+
+    def left_out(self) -> list[str]:
+        return self._left_out
 
     @cached_property
     def shards(self) -> list[Shard]:
-        return [Shard(self.root / file, file, split) for file, split in self._splits.items()]
+        return [self._shard(self.root / file, file, split) for file, split in self._splits.items()]
 
 
-class Labels:
-    """A label column as int64: `ClassLabel` names, or the sorted distinct values as classes; null and -1 are -1."""
+def digest_of(root: Path, files: Iterable[str]) -> str:
+    """Of the names, sizes and modification times of these files below root; one that is not there counts as that."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = (root / file).stat()
+        except FileNotFoundError:
+            continue
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
-    def __init__(self, column: str, shards: list[Any]) -> None:
-        import pyarrow as pa
 
-        self.column = column
-        for shard in shards:
-            _check_column(shard, column)
-            _check_label_type(shard, column, shards[0])
-        names = _class_names(shards[0].schema, column)
-        self._named = names is not None
-        values = [] if self._named else self._distinct(shards)
-        self.classes = [str(value) for value in values] if names is None else names
-        number = _kind(shards[0].schema.field(column).type) == "number"
-        self._values = pa.array(values, pa.int64() if number else pa.string())
-
-    def __call__(self, array: Any, shard: Any, row: int) -> np.ndarray:
-        """Labels (rows,) int64 of one batch; `row` is the number of its first row, for errors."""
-        import pyarrow.compute as pc
-
-        if not self._named:
-            return np.asarray(pc.index_in(_plain(array), self._values).fill_null(-1)).astype(np.int64)
-        labels = np.asarray(array.fill_null(-1)).astype(np.int64)
-        wrong = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
-        if wrong.size:
-            raise UserError(
-                f"{shard.name} row {row + wrong[0]}",
-                f"{self.column} is {labels[wrong[0]]}, but there are {len(self.classes)} classes",
-                "labels are 0 to classes - 1, or -1 for none",
-            )
-        return labels
-
-    def _distinct(self, shards: list[Any]) -> list[Any]:
-        import pyarrow.compute as pc
-
-        values: set[Any] = set()
-        for shard in shards:
-            for batch in shard.batches([self.column], rows=1 << 16):
-                values.update(pc.unique(_plain(batch.column(self.column))).to_pylist())
-        return sorted(values - {None, -1})
+def splits_of(files: Sequence[str], where: str) -> dict[str, str | None]:
+    """{file: split by its name}; raises `UserError` where only some names say one."""
+    splits = {file: split_of(file) for file in files}
+    if len(files) > 1 and None in splits.values() and set(splits.values()) != {None}:
+        without = next(file for file in files if splits[file] is None)
+        raise UserError(
+            f"{where}: {without}",
+            "its name says no split, while those of other files do",
+            "put train, validation or test into its name, or move it to another folder",
+        )
+    return splits
 
 
 def split_of(file: str) -> str | None:
@@ -196,108 +215,3 @@ def split_of(file: str) -> str | None:
             if word in FILE_SPLITS:
                 return FILE_SPLITS[word]
     return None
-
-
-def image_column(schema: Any, wanted: str | None, where: str) -> str:
-    """The column of the images: the wanted one, or the only one of an image type, or the one called `image`."""
-    import pyarrow.types as types
-
-    if wanted is not None:
-        return _existing(schema, wanted, "image_column", where)
-    structs = [
-        field.name
-        for field in schema
-        if types.is_struct(field.type) and {"bytes", "path"} <= {child.name for child in field.type}
-    ]
-    found = structs or [
-        field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)
-    ]
-    usual = [name for name in USUAL_IMAGES if name in found]
-    if len(found) == 1 or usual:
-        return usual[0] if usual else found[0]
-    if found:
-        raise UserError(where, f"several columns hold images: {', '.join(found)}", f"set data.image_column={found[0]}")
-    raise UserError(where, f"no column holds images (columns: {', '.join(schema.names)})", "set data.image_column=...")
-
-
-def label_column(schema: Any, wanted: str | None, where: str) -> str | None:
-    """The column of the labels: the wanted one, `label` or `labels`, the only `ClassLabel`, or none."""
-    if wanted is not None:
-        return _existing(schema, wanted, "label_column", where)
-    for name in USUAL_LABELS:
-        if name in schema.names:
-            return name
-    found = [name for name in schema.names if _class_names(schema, name) is not None]
-    if len(found) > 1:
-        raise UserError(where, f"several columns hold labels: {', '.join(found)}", f"set data.label_column={found[0]}")
-    return found[0] if found else None
-
-
-def _existing(schema: Any, wanted: str, setting: str, where: str) -> str:
-    if wanted not in schema.names:
-        raise UserError(f"data.{setting}={wanted}", f"{where} has no such column", nearest(wanted, schema.names))
-    return wanted
-
-
-def _check_column(shard: Any, column: str) -> None:
-    if column not in shard.schema.names:
-        raise UserError(f"{shard.name}: {column}", "this file has no such column", nearest(column, shard.schema.names))
-
-
-def _class_names(schema: Any, column: str) -> list[str] | None:
-    """The names of a `ClassLabel` column, from the description that `datasets` keeps in the metadata."""
-    try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return list(described["names"]) if described["_type"] == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _check_label_type(shard: Any, column: str, first: Any) -> None:
-    """Whole numbers, truth values or texts, the same in every file and with the same class names."""
-    kind = _kind(shard.schema.field(column).type)
-    if kind is None:
-        raise UserError(
-            f"{shard.name}: {column}",
-            f"holds {shard.schema.field(column).type}, which is no class",
-            "data.label_column takes a column of whole numbers or texts",
-        )
-    named, other = _class_names(shard.schema, column), _class_names(first.schema, column)
-    if named != other or (named is None and kind != _kind(first.schema.field(column).type)):
-        raise UserError(
-            f"{shard.name}: {column}",
-            f"its classes differ from those of {first.name}",
-            "give the files of one data set",
-        )
-
-
-def _kind(type: Any) -> str | None:
-    import pyarrow.types as types
-
-    type = type.value_type if types.is_dictionary(type) else type
-    if types.is_integer(type):
-        return "number"
-    texts = (types.is_string, types.is_large_string, types.is_boolean, types.is_null)
-    return "text" if any(is_type(type) for is_type in texts) else None
-
-
-def _plain(array: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    array = array.dictionary_decode() if types.is_dictionary(array.type) else array
-    return array.cast(pa.int64() if types.is_integer(array.type) else pa.string())
-
-
-def _encoded(array: Any, folder: Path | None) -> Iterator[Encoded]:
-    """What `decode` takes, for each row of an image column: its bytes, else its path, else None."""
-    import pyarrow.compute as pc
-    import pyarrow.types as types
-
-    if not types.is_struct(array.type):
-        yield from array.to_pylist()
-        return
-    paths = pc.struct_field(array, "path")
-    for row, content in enumerate(pc.struct_field(array, "bytes").to_pylist()):
-        path = None if content is not None else paths[row].as_py()
-        yield content if path is None else (folder or Path()) / path

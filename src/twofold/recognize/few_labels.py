@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .choose import MOST_NUMBERS, Fit, Place
 
 
@@ -31,27 +30,6 @@ class Few:
     @property
     def mean(self) -> float:
         return float(np.mean(self.test))
-
-
-def label_subsets(labels: np.ndarray, per_class: Sequence[int], draws: int, seed: int) -> dict[int, np.ndarray]:
-    """{k: (draws, k * classes) positions in `labels`}: k images of every class, chosen at random.
-
-    Nested: within a draw, the images of a smaller k are among those of a larger one. Label -1 is never chosen.
-    Raises `UserError` where a class has fewer than k images.
-    """
-    classes = np.unique(labels[labels >= 0])
-    if len(classes) < 2:
-        raise UserError("labels_per_class", f"the data has {len(classes)} labelled classes", "at least 2 are needed")
-    members = {c: np.flatnonzero(labels == c) for c in classes}
-    fewest = min(len(rows) for rows in members.values())
-    for k in per_class:
-        if k > fewest:
-            raise UserError(f"labels_per_class={k}", f"the smallest class has {fewest} training images", "fewer")
-    orders = []
-    for draw in range(draws):
-        rng = np.random.default_rng([seed, draw])
-        orders.append([rng.permutation(rows) for rows in members.values()])
-    return {k: np.stack([np.concatenate([rows[:k] for rows in order]) for order in orders]) for k in per_class}
 
 
 def scaled(train: Tensor, *others: Tensor) -> list[Tensor]:

@@ -16,7 +16,9 @@ class DataSettings(Settings):
     """A source of images. A bare string is its `source`: `data=digits`, `data=photos/`."""
 
     source: str = Field(
-        min_length=1, description="digits, a folder, a Parquet file or folder, or a hub name (org/name[:config])"
+        min_length=1,
+        description="a folder of images, Parquet, Arrow or tar files, a file of these, a short name such as cifar10, "
+        "a hub name (org/name[:config]), or digits",
     )
     size: tuple[int, int] | None = Field(
         None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree"
@@ -26,16 +28,57 @@ class DataSettings(Settings):
     background: Literal["white", "black"] = Field("white", description="behind transparent pixels and around pad")
     image_column: str | None = Field(None, description="column of the images (Parquet, hub); default: found by type")
     label_column: str | None = Field(None, description="column of the labels; default: label, if there is one")
+    attribute_columns: list[str] | None = Field(None, description="columns of yes or no: 1, 0, -1 or empty: unknown")
+    mask_column: str | None = Field(None, description="column of masks: images whose pixels are class indices")
+    mask_classes: list[str] | None = Field(None, description="names of the classes in the masks, in order")
+    mask_void: int | None = Field(None, ge=0, le=255, description="index in the masks that means void, beside 255")
+    points_column: str | None = Field(None, description="column of key points: x0, y0, x1, y1, ... or [x, y] pairs")
+    flip_pairs: list[tuple[int, int]] | None = Field(None, description="key points that a mirror image exchanges")
+    pair_column: str | None = Field(None, description="column of second images of the same field of view")
+    group: str | None = Field(
+        None, description="what tells whose image it is: a column, folder, or re:REGEX on the image's name"
+    )
+    most: int | None = Field(None, ge=1, description="only the first so many images of each split; default: all")
+    streaming: bool = Field(False, description="pack hub data while it arrives, without downloading all of it first")
     on_bad_image: Literal["error", "skip"] = Field("error", description="an unreadable file ends packing or is skipped")
     validation_share: float = Field(0.1, ge=0, lt=1, description="share held out for validation if the source has none")
     test_share: float = Field(0.2, ge=0, lt=1, description="share held out for the test if the source has none")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of that stratified split")
+    labels: str | None = Field(None, description="label file: training images that it does not list are unlabelled")
+    labels_per_class: int | None = Field(
+        None, ge=1, description="so many training images of each class keep their label; default: all"
+    )
+    labels_seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of that choice; with one seed, fewer labels are among more"
+    )
+    balance: float = Field(
+        0.0, ge=0, le=1, description="0 trains on images as often as they are, 1 on every class equally often"
+    )
     flip: bool = Field(False, description="random horizontal flips in training")
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("attribute_columns", "mask_classes", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        """One name is a list of one."""
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("group")
+    @classmethod
+    def _regex(cls, value: str | None) -> str | None:
+        if value is None or not value.startswith("re:"):
+            return value
+        try:
+            groups = re.compile(value[3:]).groups
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from error
+        if groups != 1:
+            raise ValueError(f"{value!r} has {groups} groups; put one pair of brackets round what names the group")
+        return value
 
     @field_validator("size", mode="before")
     @classmethod
@@ -57,6 +100,12 @@ class DataSettings(Settings):
         if value is not None and not all(1 <= side <= LARGEST_SIDE for side in value):
             raise ValueError(f"{value[0]}x{value[1]} is out of range; each side is 1 to {LARGEST_SIDE} pixels")
         return value
+
+    @model_validator(mode="after")
+    def _one_choice_of_labels(self) -> DataSettings:
+        if self.labels is not None and self.labels_per_class is not None:
+            raise ValueError("labels and labels_per_class both say which images are labelled; keep one of them")
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> DataSettings:
