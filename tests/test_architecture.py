@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "twofold"
 LEVELS = (
     {"errors", "__init__"},
     {"settings", "files"},
-    {"noise", "draws", "codec", "taps", "hashing"},
+    {"noise", "reverse", "draws", "codec", "taps", "hashing"},
     {"denoiser", "oracle"},
     {"networks", "data"},
     {"generate", "measure"},

@@ -159,8 +159,10 @@ def open_denoiser(source: str, at: str, device: Any) -> Denoiser:
 
 def check_foreign(source: str, denoiser: Any, store: Store) -> None:
     """Raises `UserError` for a model from elsewhere that loads but computes something else than it was trained to."""
-    if Path(source).is_file() or (Path(source) / "settings.yaml").is_file():
-        return  # ours
+    from ..run.load import is_ours
+
+    if is_ours(source):
+        return
     from ..adapters.suspicion import FEWEST, refuse_suspicious
     from ..data import spread
     from ..generate.sample import place
