@@ -41,7 +41,7 @@ class Judge:
 
 
 @cache
-def verdict(kind: str) -> dict[str, Any]:
+def verdict(kind: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
     images, labels = digits()
     train, held_out, new = images[:900], images[900:1300], images[1300:1700]
     asked = labels[1300:1700]
@@ -55,7 +55,11 @@ def verdict(kind: str) -> dict[str, Any]:
             new = fitted_gaussian(train, 400, seed=5)
         case "noise":
             new = torch.randint(0, 256, new.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return quality(new, train, held_out, PixelEncoder(), Judge(), asked)
+    return quality(new, train, held_out, PixelEncoder(), Judge(), asked, further=more)
+
+
+def further(kind: str) -> dict[str, Any]:
+    return verdict(kind, ("kid", "coverage"))
 
 
 def test_new_real_images_pass_on_everything() -> None:
@@ -95,10 +99,23 @@ def test_copies_show_in_the_neighbours() -> None:
     assert metrics["nearer_than_real"]["samples"] == 1
 
 
+def test_further_metrics_tell_the_same_story() -> None:
+    """New real images pass, collapse shows in coverage, a fitted Gaussian in density, all of it in KID."""
+    real, collapsed, gaussian = (further(kind)["metrics"] for kind in ("real", "collapsed", "gaussian"))
+    for name in ("density/pixels", "coverage/pixels"):
+        assert real[name]["samples"] == pytest.approx(real[name]["real"], abs=0.1)
+    assert abs(real["kid/pixels"]["samples"]) < 0.1 * collapsed["kid/pixels"]["samples"]
+    assert collapsed["coverage/pixels"]["samples"] < 0.3 < real["coverage/pixels"]["samples"]
+    assert gaussian["density/pixels"]["samples"] < 0.5 * real["density/pixels"]["samples"]
+    low, high = collapsed["kid/pixels"]["interval"]
+    assert low <= collapsed["kid_all/pixels"]["samples"] <= high
+
+
 def test_every_metric_has_a_meaning_and_everything_is_json() -> None:
-    result = verdict("real")
-    assert all(meaning(name) for name in result["metrics"])
-    assert {name.split("/")[0] for name in result["metrics"]} == set(MEANINGS)
+    result, more = verdict("real"), further("real")
+    assert all(meaning(name) for name in more["metrics"])
+    assert {name.split("/")[0] for name in more["metrics"]} == set(MEANINGS)
+    assert further("real")["metrics"] | result["metrics"] == more["metrics"]  # nothing else changes
     assert meaning("nonsense") == ""
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["images"] == {"samples": 400, "real_train": 900, "real_held_out": 400, "frechet": 400}

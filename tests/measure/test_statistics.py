@@ -12,8 +12,8 @@ from torch import Tensor
 
 from twofold.data import open_store
 from twofold.errors import UserError
-from twofold.measure import Gaussian, PixelEncoder, encoder, statistics
-from twofold.measure.statistics import reference
+from twofold.measure import Gaussian, PixelEncoder, embed, encoder, statistics
+from twofold.measure.statistics import features_of, reference
 from twofold.settings.data import DataSettings
 
 
@@ -143,6 +143,43 @@ def test_features_that_are_not_finite_are_not_stored(cache: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinity"):
         reference(Images(), "train", Broken())
     assert files(cache) == []
+
+
+def test_features_alone_are_kept_too(cache: Path) -> None:
+    store, rows = Images(), np.array([3, 1, 8])
+    found = features_of(store, rows, PixelEncoder(), batch=2)
+    np.testing.assert_allclose(found, store.pixels[rows].reshape(3, 16) / 127.5 - 1, atol=1e-6)
+    assert np.array_equal(features_of(store, rows, PixelEncoder()), found) and store.read == 3
+    features_of(store, rows[::-1], PixelEncoder())
+    assert store.read == 6
+    for file in files(cache):
+        file.write_bytes(file.read_bytes()[:-5])
+    assert np.array_equal(features_of(store, rows, PixelEncoder()), found) and store.read == 9
+
+    class Broken(PixelEncoder):
+        name = "broken"
+
+        def embed(self, images: Tensor) -> Tensor:
+            return super().embed(images) * torch.nan
+
+    with pytest.raises(UserError, match="NaN or infinity"):
+        features_of(store, np.arange(5), Broken())
+
+
+def test_an_encoder_has_its_own_batch(cache: Path) -> None:
+    sizes: list[int] = []
+
+    class Narrow(PixelEncoder):
+        batch = 4
+
+        def embed(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return super().embed(images)
+
+    reference(Images(), "test", Narrow())
+    assert sizes == [4, 4, 2]
+    whole = embed(Narrow(), torch.zeros(6, 1, 4, 4, dtype=torch.uint8))
+    assert sizes[3:] == [4, 2] and whole.shape == (6, 16)
 
 
 def test_a_real_store_will_do(cache: Path) -> None:

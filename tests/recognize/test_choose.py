@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from twofold.data import label_subsets
 from twofold.errors import UserError
 from twofold.recognize import choose
 from twofold.recognize.choose import Cell, Place, accuracies, best, joined_places, search, single_places
-from twofold.recognize.few_labels import baseline, curve, label_subsets, scaled
+from twofold.recognize.few_labels import baseline, curve, scaled
 from twofold.recognize.finding import answers
 from twofold.recognize.linear import fit_logistic
 

@@ -37,6 +37,8 @@ NEEDED = {  # package: importable name; the dependencies of pyproject.toml
     "rich": "rich",
     "safetensors": "safetensors",
     "scikit-learn": "sklearn",
+    "simplejpeg": "simplejpeg",
+    "transformers": "transformers",
 }
 
 EXTRAS = {  # importable name: (what for, extra that brings it)

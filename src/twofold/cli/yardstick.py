@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..data import Store
     from ..denoiser import Classifier, Encoder
+    from ..measure.statfile import StatisticsFile
 
 MOST_IMAGES = 20_000  # real images of a part that are measured,
 MOST_BYTES = 2**28  # of which no more than this, as uint8
@@ -34,15 +35,19 @@ class Yardstick:
     judge: Classifier | None
 
 
-def prepare(store: Store, settings: EvaluateSettings, device: torch.device) -> Yardstick:
-    """Everything that a comparison needs besides the images. Raises `UserError` for whatever is missing."""
-    from ..measure import check_fits, encoder
+def prepare(
+    store: Store, settings: EvaluateSettings, device: torch.device, file: StatisticsFile | None = None
+) -> Yardstick:
+    """Everything that a comparison needs besides the images. Raises `UserError` for whatever is missing.
+
+    file: statistics that are compared with as well; they must be of this data and of the encoder asked for.
+    """
     from ..run import load
 
     classifier: Any = load(settings.classifier, device=device) if settings.classifier else None
     if classifier is not None:
         check_judge(classifier, store, f"classifier={settings.classifier}")
-    chosen = encoder(check_fits(settings.encoder, store.shape), classifier)
+    chosen = named(settings, store.shape, device, file, classifier, store.content_hash)
     store.indices(settings.split)  # raises where it is empty
     train = part_of(store, "train")
     if len(train) < fewest():
@@ -50,6 +55,52 @@ def prepare(store: Store, settings: EvaluateSettings, device: torch.device) -> Y
         raise UserError(f"data={store.settings.source}", few, f"at least {fewest()}; hundreds mean something")
     part, held_out = held_out_of(store, fewest())
     return Yardstick(store, bounded(train, store), bounded(held_out, store), part, chosen, classifier)
+
+
+def named(
+    settings: EvaluateSettings,
+    shape: tuple[int, ...],
+    device: torch.device,
+    file: StatisticsFile | None = None,
+    classifier: Classifier | None = None,
+    data_hash: str | None = None,
+) -> Encoder:
+    """The encoder that the settings name, for images of this shape (C, H, W); "auto" with a statistics file: the one
+    that made it, which is Inception where it tells none. Raises `UserError` where it cannot be, has not the metrics
+    asked for, or is not the one of the file.
+    """
+    import torch
+
+    from ..measure import check_fits, encoder
+    from ..measure.statfile import check_statistics
+
+    name = settings.encoder
+    if file is not None and name == "auto":
+        told = str(file.about.get("encoder", "inception"))
+        name = "inception" if told.startswith("inception") else told
+    chosen = encoder(check_fits(name, tuple(shape)), classifier, settings.weights, device)  # type: ignore[arg-type]
+    further(settings, chosen)  # raises where the encoder has no such metric
+    if file is not None:
+        dims = chosen.embed(torch.zeros((1, *shape), dtype=torch.uint8)).shape[1]
+        check_statistics(file, chosen, dims, data_hash)
+    return chosen
+
+
+def further(settings: EvaluateSettings, encoder: Any) -> tuple[str, ...]:
+    """The metrics asked for besides those that are always there, or what is usual for the encoder.
+
+    Raises `UserError` for those that only FID's network has.
+    """
+    inception = hasattr(encoder, "spatial")
+    if settings.metrics is None:
+        usual = ("kid", "coverage") if hasattr(encoder, "transform") else ()
+        return (*usual, "inception_score") if inception else usual
+    foreign = [name for name in settings.metrics if name in ("sfid", "inception_score")]
+    if foreign and not inception:
+        raise UserError(f"metrics: {foreign[0]}", f"encoder {encoder.name} has none", "use encoder=inception")
+    if "sfid" in settings.metrics:
+        encoder.spatial()  # raises for a script
+    return settings.metrics
 
 
 def fewest() -> int:

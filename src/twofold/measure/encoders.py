@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ..denoiser import Classifier, Encoder
 from ..errors import UserError, nearest
 from ..hashing import weights_hash
 from ..taps import Layer
+from . import processes
 from .frechet import MOST_DIMS
 
 
@@ -94,21 +96,39 @@ def _evaluating(model: object) -> Iterator[torch.device]:
 
 
 ENCODERS = {"pixels": PixelEncoder, "convnet": ClassifierEncoder}
+PRETRAINED = ("inception", "transformers:ORG/NAME")
 
 
-def encoder(name: str, classifier: Classifier | None = None) -> Encoder:
-    """The encoder a setting names: "pixels", "pixels8" (averaged down to 8 x 8), or "convnet" of a classifier.
+def encoder(
+    name: str,
+    classifier: Classifier | None = None,
+    weights: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Encoder:
+    """The encoder a setting names: "pixels", "pixels8" (averaged down to 8 x 8), "convnet" of a classifier,
+    "inception" (FID's network), or "transformers:ORG/NAME" (any image model there, or a local folder of one).
 
-    Raises `UserError` for a name that does not exist and for "convnet" without a classifier.
+    weights: a file for "inception". device: where a pretrained network computes. Raises `UserError` for a name that
+    does not exist, for "convnet" without a classifier, and for a pretrained network that cannot be loaded.
     """
+    if weights is not None and name != "inception":
+        raise UserError(f"weights={weights}", f"encoder={name} reads no file of weights", "use encoder=inception")
     if name == "convnet":
         if classifier is None:
             raise UserError("encoder=convnet", "no classifier was given", "name the run of one, or use encoder=pixels")
         return ClassifierEncoder(classifier)
+    if name == "inception":
+        from .inception import InceptionEncoder
+
+        return InceptionEncoder(weights, device)
+    if name.startswith("transformers:"):
+        from .pretrained import TransformersEncoder
+
+        return TransformersEncoder(name.removeprefix("transformers:"), device)
     size = name.removeprefix("pixels")
     if name == "pixels" or (name.startswith("pixels") and size.isdecimal()):
         return PixelEncoder(int(size) if size else None)
-    raise UserError(f"encoder={name}", "no such encoder", nearest(name, ENCODERS))
+    raise UserError(f"encoder={name}", "no such encoder", nearest(name, [*ENCODERS, *PRETRAINED]))
 
 
 def fits(name: str, shape: tuple[int, int, int]) -> str:
@@ -119,7 +139,7 @@ def fits(name: str, shape: tuple[int, int, int]) -> str:
     are. Raises `UserError` for a name that does not exist and for images of too many channels.
     """
     name = "pixels" if name == "auto" else name
-    if name == "convnet":
+    if name in ("convnet", "inception") or name.startswith("transformers:"):
         return name
     size, (c, h, w) = getattr(encoder(name), "size", None), shape
     if size is None and c * h * w <= MOST_DIMS:
@@ -142,13 +162,16 @@ def check_fits(name: str, shape: tuple[int, int, int]) -> str:
     raise UserError(f"encoder={name}", what, f"use encoder={found}, which averages them down")
 
 
-def embed(encoder: Encoder, images: Tensor, batch: int = 512) -> Tensor:
+def embed(encoder: Encoder, images: Tensor, batch: int = 512, share: bool = False) -> Tensor:
     """All images, batch by batch: uint8 (N, C, H, W) -> float32 (N, D) on the CPU.
 
+    batch: where the encoder has no `batch` of its own. share: every process of a torchrun calls this with the same
+    images; they share the batches and all get the result, with the same bits as one process.
     Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W).
     """
     check_images(images)
-    return torch.cat([encoder.embed(part).float().cpu() for part in images.split(batch)])
+    size = getattr(encoder, "batch", batch)
+    return processes.gathered(len(images), size, lambda part: encoder.embed(images[part]).float(), share)
 
 
 def probabilities(classifier: Classifier, images: Tensor, batch: int = 512) -> Tensor:

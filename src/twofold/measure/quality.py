@@ -8,6 +8,8 @@ gets, on equal numbers of images. Real images are the standard; the fitted Gauss
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ from torch import Tensor
 from ..denoiser import Classifier, Encoder
 from ..errors import UserError
 from .answers import acceptance, class_shares, share_interval
+from .density import NEIGHBOURS as CROWD
+from .density import density_coverage
 from .encoders import check_images, embed, probabilities
 from .frechet import Gaussian, frechet_distance, result_name
+from .kernel import kernel_distance, kernel_distance_of_subsets
 from .neighbours import manifold_radii, neighbour_report, precision_recall
 
 CONFIDENCE = 0.9  # of the classifier, for an image to count as accepted
@@ -29,6 +34,12 @@ MEANINGS = {
     "(0 = no difference; compare with the values of real images and of the fitted Gaussian, not with other papers).",
     "precision": "Share of images that lie where training images lie: plausible rather than distorted.",
     "recall": "Share of training images that have generated images around them: variety rather than repetition.",
+    "kid": "Kernel distance to the training images, mean over random subsets (0 = no difference, may fall below it; "
+    "does not depend on the number of images).",
+    "kid_all": "The kernel distance from all images at once.",
+    "density": "How many training images a generated image is near to, relative to real ones: about 1 is right, above "
+    "1 means crowding where images are common.",
+    "coverage": "Share of training images with a generated image nearer than their fifth neighbour: variety.",
     "nearest_median": "Distance of a typical image to its nearest training image; far below the value of new real "
     "images would mean copying.",
     "nearest_5_percent": "The same for the one image in twenty that is nearest to a training image.",
@@ -47,6 +58,16 @@ def meaning(metric: str) -> str:
     return MEANINGS.get(metric.split("/")[0], "")
 
 
+@dataclass(frozen=True)
+class FeatureSets:
+    """What an encoder sees: (N, D) float32 of samples, training and held-out images, and a fitted Gaussian's images."""
+
+    samples: Tensor
+    train: Tensor
+    held_out: Tensor
+    gaussian: Tensor
+
+
 def quality(
     samples: Tensor,
     real_train: Tensor,
@@ -56,11 +77,14 @@ def quality(
     labels: Tensor | None = None,
     repeats: int = 5,
     seed: int = 0,
+    further: Sequence[str] = (),
+    features: FeatureSets | None = None,
 ) -> dict[str, Any]:
     """Everything there is to say about generated images without looking at them.
 
     samples, real_train, real_held_out: uint8 (N, C, H, W). labels: (N,) the class asked for in each sample, -1 = none.
-    repeats: random splits of the training images for the Frechet distances. Deterministic in `seed`.
+    repeats: random splits of the training images for the Frechet distances. Deterministic in `seed`. further: of "kid"
+    and "coverage" (with density). features: `see(...)` of the same images, seed and encoder, where they are known.
 
     Returns {"encoder", "images": {...counts}, "metrics": {name: {"samples", "real", "gaussian", "interval"}}} and, with
     a classifier, "classes": {class: {"samples", "real": shares, "acceptance", "agreement"}}. Per metric, `samples` is
@@ -72,20 +96,45 @@ def quality(
     """
     _check(samples, real_train, real_held_out, classifier, labels)
     n = min(len(samples), len(real_train) // 2)
-    noise = fitted_gaussian(real_train, min(len(samples), max(n, len(real_held_out))), seed)
-    ours, train, held_out, plain = (embed(encoder, images) for images in (samples, real_train, real_held_out, noise))
+    noise = plain_images(samples, real_train, real_held_out, seed)
+    sets = features or see(samples, real_train, real_held_out, encoder, seed)
+    ours, train, held_out, plain = sets.samples, sets.train, sets.held_out, sets.gaussian
     metrics: dict[str, dict[str, Any]] = {}
     metrics[result_name(encoder.name)] = _frechet(ours, train, plain, n, repeats, seed)
     metrics |= _coverage(ours, train, held_out, plain, encoder.name, seed)
+    metrics |= _further(sets, encoder.name, seed, further)
     metrics |= neighbour_report(ours, train, held_out)
     counts = {"samples": len(samples), "real_train": len(real_train), "real_held_out": len(real_held_out), "frechet": n}
     result: dict[str, Any] = {"encoder": encoder.name, "images": counts, "metrics": metrics}
     if classifier is not None:
-        sets = (samples, real_train, real_held_out, noise)
-        ours, train, held_out, plain = (probabilities(classifier, images) for images in sets)
+        by_sets = (samples, real_train, real_held_out, noise)
+        ours, train, held_out, plain = (probabilities(classifier, images) for images in by_sets)
         metrics |= _recognized(ours, train, held_out, plain, labels)
         result["classes"] = _classes(ours, train, [str(name) for name in classifier.classes], labels)
     return result
+
+
+def see(
+    samples: Tensor,
+    real_train: Tensor,
+    real_held_out: Tensor,
+    encoder: Encoder,
+    seed: int = 0,
+    by: Callable[[str, Tensor], Tensor] | None = None,
+) -> FeatureSets:
+    """The features that `quality` compares. by(name of the set, images): embeds in another way, from a cache or shared
+    among processes. Raises `UserError` unless images are non-empty uint8 tensors (N, C, H, W) of one shape.
+    """
+    noise = plain_images(samples, real_train, real_held_out, seed)
+    by = by or (lambda name, images: embed(encoder, images))
+    named = {"samples": samples, "train": real_train, "held_out": real_held_out, "gaussian": noise}
+    return FeatureSets(**{name: by(name, images) for name, images in named.items()})
+
+
+def plain_images(samples: Tensor, real_train: Tensor, real_held_out: Tensor, seed: int = 0) -> Tensor:
+    """As many images of `fitted_gaussian` as every comparison of `quality` needs."""
+    n = min(len(samples), len(real_train) // 2)
+    return fitted_gaussian(real_train, min(len(samples), max(n, len(real_held_out))), seed)
 
 
 def fitted_gaussian(images: Tensor, n: int, seed: int = 0) -> Tensor:
@@ -147,6 +196,27 @@ def _coverage(
         precision[key], recall[key] = precision_recall(train, chosen, NEIGHBOURS, radii)
     precision["interval"] = list(share_interval(precision["samples"], m))
     return {f"precision/{name}": precision, f"recall/{name}": recall}
+
+
+def _further(sets: FeatureSets, name: str, seed: int, further: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """KID, density and coverage, all against the training images and on equal numbers where that matters."""
+    found: dict[str, dict[str, Any]] = {}
+    rows = {"samples": sets.samples, "real": sets.held_out, "gaussian": sets.gaussian}
+    if "kid" in further:
+        values = {key: kernel_distance_of_subsets(part, sets.train, seed=seed) for key, part in rows.items()}
+        found[f"kid/{name}"] = {key: value for key, (value, _) in values.items()}
+        mean, deviation = values["samples"]
+        found[f"kid/{name}"]["interval"] = [mean - deviation, mean + deviation]
+        found[f"kid_all/{name}"] = {"samples": kernel_distance(sets.samples, sets.train)}
+    if "coverage" in further and len(sets.train) > CROWD:
+        random, m = np.random.default_rng([seed, 5]), min(map(len, rows.values()))
+        radii = manifold_radii(sets.train, CROWD)
+        both = {
+            k: density_coverage(sets.train, r[random.permutation(len(r))[:m]], CROWD, radii) for k, r in rows.items()
+        }
+        found[f"density/{name}"] = {key: value[0] for key, value in both.items()}
+        found[f"coverage/{name}"] = {key: value[1] for key, value in both.items()}
+    return found
 
 
 def _recognized(

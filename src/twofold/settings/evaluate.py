@@ -19,8 +19,19 @@ class EvaluateSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of the first sample")
     encoder: str = Field(
         "auto",
-        description="auto (pixels, averaged down if need be), pixels, pixels8 (of 8x8), or convnet (the classifier)",
+        description="auto (pixels, averaged down if need be), pixels, pixels8 (of 8x8), convnet (the classifier), "
+        "inception (FID's network), or transformers:ORG/NAME (or a local folder)",
     )
+    weights: str | None = Field(None, description="file of the inception encoder; default: looked for, or downloaded")
+    metrics: tuple[Literal["kid", "coverage", "sfid", "inception_score"], ...] | None = Field(
+        None,
+        description="further metrics (coverage comes with density; sfid and inception_score need encoder=inception); "
+        "default: kid and coverage for pretrained encoders, inception_score too for inception, none for others",
+    )
+    reference: str | None = Field(
+        None, description="statistics file (.npz: mu, sigma) the distance is taken to; without data= nothing else is"
+    )
+    save_statistics: str | None = Field(None, description="write the statistics of `split` of the data to this .npz")
     sampler: str = Field("dpmpp2m", description="sampler")
     steps: int = Field(20, ge=1, description="sampler steps")
     guidance: float = Field(1.0, ge=0, description="guidance scale: 1 conditional, 0 unconditional")

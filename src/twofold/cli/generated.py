@@ -1,0 +1,162 @@
+"""Generated images to be measured: drawn now, or read from a folder or an .npz; with what is known of their making."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..settings.evaluate import EvaluateSettings
+from .sample import precision
+from .show import Progress
+from .yardstick import fewest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..denoiser import Denoiser
+
+UNTOLD = ("png", "npz", "columns")  # of a manifest: they change no image
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated images uint8 (N, C, H, W), the classes asked for (-1 = none), what the classes are called, the number
+    format the network computed in and how the images were made, where that is known."""
+
+    images: Tensor
+    labels: list[int] | None
+    names: Sequence[str] = ()
+    precision: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
+
+
+def pixels_hash(given: Generated | None) -> str:
+    return hashlib.sha256(given.images.numpy().tobytes()).hexdigest() if given is not None else ""
+
+
+def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
+    """Raises `UserError` for what cannot be asked of this model."""
+    if settings.guidance != 1 and not model.classes:
+        raise UserError(f"guidance={settings.guidance:g}", "this model is unconditional", "leave guidance out")
+
+
+def draw_samples(model: Denoiser, settings: EvaluateSettings, device: torch.device, quiet: bool) -> Generated:
+    """The model's samples. Processes of a torchrun share the batches; all get all images, the same as one makes."""
+    from ..generate import sample
+    from ..generate.produce import class_names
+    from ..learn.fastest import DTYPES
+    from ..learn.validation import labels_for
+    from ..measure import processes
+
+    first = processes.is_first()
+    chosen = processes.agreed(precision(model, settings.precision, device) if first else None)
+    model.autocast = DTYPES[chosen]
+    labels = labels_for(range(settings.n), model.classes)
+    how: dict[str, Any] = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance}
+    how["micro_batch"] = settings.micro_batch
+    with Progress("sampling", quiet) as progress:
+        progress(0, settings.n)  # shown at once: the first batch may take a while
+
+        def make(part: slice) -> Tensor:
+            seeds = range(settings.seed + part.start, settings.seed + part.stop)
+            made = sample(model, seeds, label=None if labels is None else labels[part], **how)
+            progress(part.stop, settings.n)
+            return made
+
+        images = processes.gathered(settings.n, settings.micro_batch, make)
+    kept = str(model.autocast or "full").removeprefix("torch.")
+    return Generated(images, labels, class_names(model), kept, request_of(model, settings, labels, kept))
+
+
+def request_of(model: Denoiser, settings: EvaluateSettings, labels: Any, kept: str) -> dict[str, Any]:
+    """What a manifest would say of these samples."""
+    import numpy as np
+
+    from ..generate.manifest import compact, plain
+    from ..generate.sample import plan
+    from ..hashing import weights_hash
+
+    made = plan(model, settings.sampler, settings.steps, settings.guidance, micro_batch=settings.micro_batch)
+    numbers = np.full(settings.n, -1) if labels is None else np.asarray(labels)
+    return plain(
+        {
+            "checkpoint": weights_hash(model),
+            "images": settings.n,
+            "shape": list(model.shape),
+            "seeds": compact(np.arange(settings.seed, settings.seed + settings.n)),
+            "labels": compact(numbers.astype(np.int64)),
+            "sampler": made.sampler,
+            "options": made.options,
+            "steps": len(made.sigmas) - 1,
+            "grid": made.grid,
+            "sigma_max": float(made.sigmas[0]),
+            "sigma_min": float(made.sigmas[-2]),
+            "guidance": made.guidance,
+            "clip": made.clip,
+            "micro_batch": made.micro_batch,
+            "precision": kept,
+        }
+    )
+
+
+def read_images(path: Path) -> Generated:
+    """The images of a folder that `twofold sample` made, with their labels, of any folder, or of an .npz.
+
+    Raises `UserError` for a folder of samples that is not finished, a damaged .npz, and too few images.
+    """
+    from ..data import open_store
+    from ..files import sha256
+    from ..generate import manifest
+    from ..settings.data import DataSettings
+
+    made = None
+    with contextlib.suppress(UserError):  # somebody else's manifest.json
+        made = manifest.read(path) if path.is_dir() else None
+    if made is not None and not made["complete"]:
+        raise UserError(str(path), "its images are not all there yet", "repeat the `twofold sample` that began it")
+    request = {k: v for k, v in made["request"].items() if k not in UNTOLD} if made is not None else {}
+    if path.is_file():
+        images, labels = read_npz(path, "give an .npz with arr_0 uint8 (N, H, W, C)")
+        found = Generated(images, labels, request={"file": str(path), "sha256": sha256(path), "images": len(images)})
+    elif made is not None and (path / "images.npz").is_file():
+        images, labels = read_npz(path / "images.npz", "delete it and repeat the `twofold sample`")
+        found = Generated(images, labels, request.get("classes", ()), request.get("precision", ""), request)
+    else:
+        store = open_store(DataSettings(source=str(path if made is None else path / "images")))
+        folder = {"folder": str(path), "hash": store.content_hash, "images": len(store), "shape": list(store.shape)}
+        found = Generated(store.batch(store.indices("all")), None, request=request or folder)
+    if len(found.images) < fewest():
+        many = f"only {len(found.images)} images"
+        raise UserError(str(path), many, f"at least {fewest()}; hundreds mean something")
+    return found
+
+
+def read_npz(path: Path, hint: str) -> tuple[Tensor, list[int] | None]:
+    """Images uint8 (N, C, H, W) and labels (None if there are none) of an .npz as `twofold sample` and ADM write it."""
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["arr_0"]
+            labels = file["arr_1"] if "arr_1" in file.files else np.full(len(images), -1)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(str(path), f"cannot be read ({reason})", hint) from None
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or labels.shape != images.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        raise UserError(str(path), f"holds {images.dtype} {images.shape}", "expected uint8 images (N, H, W, C), labels")
+    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return tensor, [int(label) for label in labels] if bool((labels >= 0).any()) else None

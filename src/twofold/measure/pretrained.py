@@ -1,0 +1,126 @@
+"""Any image model of `transformers` as an encoder: DINOv2 (Stein et al. 2023 argue for it), CLIP's image side, ...
+
+An image becomes what the model's own image processor would make of it: resized, cropped, scaled and normalised by the
+numbers in its preprocessor_config.json. What is read is the pooled output, or else the first token, or else the mean
+of the map. Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import UserError
+from ..hashing import model_hash
+from .inception import exact, first_line
+
+PREFIX = "transformers:"
+RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; others become bicubic
+
+
+class TransformersEncoder:
+    """A pretrained image model, by its hub name or local folder.
+
+    name: the last part of it, `dinov2-base`. version: a hash of weights, options and transform. transform: in words.
+    Raises `UserError` where there is no such model, or it is no image model.
+    """
+
+    batch = 32
+
+    def __init__(self, source: str, device: torch.device | str = "cpu") -> None:
+        self.name = Path(source.rstrip("/")).name
+        self.device = torch.device(device)
+        facts = processor_facts(source)
+        self.model = image_model(source).to(self.device)
+        self.size, self.crop = sizes(facts, self.model)
+        self.mode = RESAMPLING.get(facts.get("resample", 3), "bicubic")
+        self.mean, self.std = (
+            torch.tensor(facts.get(k) or [v] * 3) for k, v in (("image_mean", 0.0), ("image_std", 1.0))
+        )
+        self.scale = float(facts.get("rescale_factor") or 1 / 255)
+        self.transform = self._in_words()
+        self.version = f"{model_hash(self.model)[:16]}-{self.transform}"
+
+    def _in_words(self) -> str:
+        size = f"shorter side {self.size}" if isinstance(self.size, int) else f"{self.size[0]} x {self.size[1]}"
+        crop = f", centre {self.crop[0]} x {self.crop[1]}" if self.crop else ""
+        mean, std = (",".join(f"{v:.4g}" for v in values.tolist()) for values in (self.mean, self.std))
+        return f"{self.mode} to {size}{crop}, mean {mean}, std {std}"
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, 1 or 3, H, W) -> float32 (B, D). Raises `UserError` for another number of channels."""
+        with exact():
+            found = self.model(pixel_values=self.prepare(images).to(self.device))
+        pooled = getattr(found, "pooler_output", None)
+        if pooled is not None:
+            return pooled.float().flatten(1)
+        last = found.last_hidden_state
+        return (last[:, 0] if last.ndim == 3 else last.flatten(2).mean(2)).float()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the image processor makes of them. Resized as uint8 on the CPU, where torch rounds as Pillow does."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images are uint8, these are {images.dtype}")
+        if images.shape[1] not in (1, 3):
+            raise UserError(PREFIX + self.name, f"images of {images.shape[1]} channels", "it reads grey and RGB ones")
+        height, width = images.shape[-2:]
+        size = self.size
+        if isinstance(size, int):
+            ratio = size / min(height, width)
+            size = (max(size, int(height * ratio)), max(size, int(width * ratio)))
+        x = images.cpu().expand(-1, 3, -1, -1).contiguous()
+        if tuple(size) != (height, width):
+            soft = {} if self.mode == "nearest" else {"antialias": True, "align_corners": False}
+            x = functional.interpolate(x, size=tuple(size), mode=self.mode, **soft)
+        if self.crop:
+            top, left = ((x.shape[i] - c) // 2 for i, c in ((2, self.crop[0]), (3, self.crop[1])))
+            x = x[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        return (x.float() * self.scale - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+
+
+def processor_facts(source: str) -> dict[str, Any]:
+    """preprocessor_config.json, {} where the model has none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(source)[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def image_model(source: str) -> Any:
+    """The model, in evaluation mode without gradients; of one that reads text too, its image side."""
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(source, use_safetensors=True)
+    except Exception as error:  # no such folder, no network, no safetensors file, an unknown architecture
+        hint = "give ORG/NAME, or a folder with config.json and model.safetensors"
+        raise UserError(f"encoder={PREFIX}{source}", f"cannot be loaded ({first_line(error)})", hint) from None
+    model = getattr(model, "vision_model", model)
+    if getattr(model, "main_input_name", "") != "pixel_values":
+        raise UserError(f"encoder={PREFIX}{source}", f"{type(model).__name__} reads no images", "give an image model")
+    assert isinstance(model, nn.Module)
+    return model.eval().requires_grad_(False)
+
+
+def sizes(facts: dict[str, Any], model: nn.Module) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+    """(size to resize to: of the shorter side, or (H, W); size of the central crop or None)."""
+    native = getattr(getattr(model, "config", None), "image_size", 224)
+    native = (native, native) if isinstance(native, int) else tuple(native)
+    size = facts.get("size", native)
+    if isinstance(size, dict):
+        size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    crop = facts.get("crop_size") if facts.get("do_center_crop") else None
+    if isinstance(crop, int):
+        crop = (crop, crop)
+    elif isinstance(crop, dict):
+        crop = (crop["height"], crop["width"])
+    if isinstance(size, int) and crop is None:
+        size = (size, size)  # an older way of writing both sides
+    return size, crop

@@ -1,0 +1,141 @@
+"""Encoders from `transformers`: tiny models with random weights, saved and read as real ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from twofold.errors import UserError
+from twofold.measure import check_fits, encoder
+from twofold.measure.pretrained import TransformersEncoder, sizes
+
+transformers = pytest.importorskip("transformers")
+
+PROCESSOR = {
+    "crop_size": {"height": 28, "width": 28},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "image_processor_type": "BitImageProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny-dinov2"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(image_size=28, patch_size=14, **sizes)
+    transformers.Dinov2Model(config).save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return path
+
+
+def pictures(n: int = 3, height: int = 20, width: int = 24, channels: int = 3) -> Tensor:
+    random = np.random.default_rng(0)
+    return torch.from_numpy(random.integers(0, 256, (n, channels, height, width), dtype=np.uint8))
+
+
+def test_the_class_token_of_a_local_folder(dino: Path) -> None:
+    found = encoder(f"transformers:{dino}")
+    assert isinstance(found, TransformersEncoder) and found.name == "tiny-dinov2"
+    features = found.embed(pictures())
+    assert features.shape == (3, 16) and features.dtype == torch.float32 and not features.requires_grad
+    model = transformers.Dinov2Model.from_pretrained(dino).eval()
+    with torch.no_grad():
+        expected = model(pixel_values=found.prepare(pictures())).last_hidden_state[:, 0]
+    torch.testing.assert_close(features, expected)
+    assert torch.equal(features, found.embed(pictures()))
+    grey = pictures(channels=1)
+    torch.testing.assert_close(found.embed(grey), found.embed(grey.repeat(1, 3, 1, 1)))
+    assert check_fits(f"transformers:{dino}", (3, 224, 224)) == f"transformers:{dino}"
+    with pytest.raises(UserError, match="images of 4 channels"):
+        found.embed(pictures(channels=4))
+    with pytest.raises(TypeError, match="uint8"):
+        found.embed(pictures().float())
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (50, 40), (32, 32)])
+def test_images_are_prepared_as_by_the_models_own_processor(dino: Path, shape: tuple[int, int]) -> None:
+    """Resized by Pillow there and by torch here: at most one level of 255 apart, up to the normalisation."""
+    found = TransformersEncoder(str(dino))
+    images = pictures(2, *shape)
+    resized, (height, width) = [], shape
+    ratio = 32 / min(shape)
+    for image in images:
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture = picture.resize((max(32, int(width * ratio)), max(32, int(height * ratio))), Image.Resampling.BICUBIC)
+        left, top = (picture.width - 28) // 2, (picture.height - 28) // 2
+        resized.append(np.asarray(picture.crop((left, top, left + 28, top + 28))))
+    mean, std = np.array(PROCESSOR["image_mean"]), np.array(PROCESSOR["image_std"])
+    expected = ((np.stack(resized) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    apart = np.abs(found.prepare(images).numpy() - expected).max()
+    assert apart < 1.05 / 255 / 0.224
+
+
+def test_the_version_follows_weights_and_transform(dino: Path, tmp_path: Path) -> None:
+    versions = {TransformersEncoder(str(dino)).version}
+    model = transformers.Dinov2Model.from_pretrained(dino)
+    model.save_pretrained(tmp_path / "other-size")
+    (tmp_path / "other-size/preprocessor_config.json").write_text(
+        json.dumps(PROCESSOR | {"size": {"shortest_edge": 30}})
+    )
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "other-weights")
+    (tmp_path / "other-weights/preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    versions |= {TransformersEncoder(str(tmp_path / name)).version for name in ("other-size", "other-weights")}
+    assert len(versions) == 3
+
+
+def test_the_image_side_of_clip_and_a_map(tmp_path: Path) -> None:
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config={**small, "vocab_size": 50}, vision_config=vision)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    assert TransformersEncoder(str(tmp_path / "clip")).embed(pictures()).shape == (3, 16)
+    layers = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
+    transformers.ResNetModel(transformers.ResNetConfig(**layers)).save_pretrained(tmp_path / "resnet")
+    assert TransformersEncoder(str(tmp_path / "resnet")).embed(pictures()).shape == (3, 16)
+
+
+def test_sizes_in_every_way_they_are_written(dino: Path) -> None:
+    model = TransformersEncoder(str(dino)).model
+    assert sizes({}, model) == ((28, 28), None)
+    assert sizes({"size": 32}, model) == ((32, 32), None)
+    assert sizes({"size": 32, "crop_size": 28, "do_center_crop": True}, model) == (32, (28, 28))
+    assert sizes({"size": {"height": 20, "width": 30}}, model) == ((20, 30), None)
+    assert sizes(PROCESSOR, model) == (32, (28, 28))
+
+
+def test_what_is_no_image_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        encoder(f"transformers:{tmp_path / 'nowhere'}")
+    assert "\n" not in str(caught.value)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=50, **small)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="BertModel reads no images"):
+        encoder(f"transformers:{tmp_path / 'bert'}")
+    torch.save({}, tmp_path / "bert/pytorch_model.bin")
+    (tmp_path / "bert/model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):  # weights that would have to be unpickled
+        encoder(f"transformers:{tmp_path / 'bert'}")
