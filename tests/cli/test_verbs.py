@@ -104,7 +104,7 @@ def test_sample_by_class_name_and_snapshot(run: Path, tmp_path: Path, capsys: py
     assert main(["sample", str(run), "at=999", *words, "--out", str(tmp_path / "b")]) == 2
     assert "there are: last, best-frechet, best-loss" in capsys.readouterr().err
     assert main(["sample", str(run), "sampler=dpm2m", *words, "--out", str(tmp_path / "c")]) == 2
-    assert "dpmpp2m" in capsys.readouterr().err
+    assert "did you mean 'dpm2'" in capsys.readouterr().err
 
 
 def test_evaluate(run: Path, judge: Path, capsys: pytest.CaptureFixture[str]) -> None:

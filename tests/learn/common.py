@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from twofold.settings.noise import VPNoise
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
 
@@ -43,3 +44,12 @@ def weights(run: Path, name: str = "model.safetensors") -> dict[str, torch.Tenso
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def learned_levels(settings: TrainSettings, steps: int = 8) -> TrainSettings:
+    """The same with a learned variance and noise levels drawn by importance, over a table so short that it soon has
+    seen every level often enough."""
+    network = settings.network.model_copy(update={"learned_variance": True})
+    objective = settings.objective.model_copy(update={"loss": "hybrid", "levels": "importance"})
+    noise = VPNoise(steps=steps)
+    return settings.model_copy(update={"network": network, "objective": objective, "noise": noise})

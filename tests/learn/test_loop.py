@@ -17,7 +17,7 @@ from twofold.learn.batches import Batches
 from twofold.learn.events import Logged
 from twofold.run import Run, load
 
-from .common import TINY, tiny, weights
+from .common import TINY, learned_levels, tiny, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,12 +55,12 @@ def test_micro_batches_give_the_same_weights(tmp_path: Path) -> None:
 
 def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
     """gloo over torchrun, in micro-batches, interrupted and resumed: equal to one process up to reduction order, and
-    equal on both ranks."""
-    train(no_dropout(), tmp_path / "one", "cpu")
+    equal on both ranks. The noise levels depend on everybody's losses."""
+    train(learned_levels(no_dropout()), tmp_path / "one", "cpu")
     program = tmp_path / "program.py"
     program.write_text(
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.learn.test_loop import no_dropout\nfrom twofold.learn import train\n"
+        "from tests.learn.test_loop import learned_levels, no_dropout\nfrom twofold.learn import train\n"
         "import twofold.learn.loop as loop\n"
         "import torch\n"
         "made = []\n"
@@ -70,10 +70,13 @@ def test_two_processes_give_the_same_weights_as_one(tmp_path: Path) -> None:
         "from twofold.learn.events import Stepped\n"
         "def die(e):\n"
         "    if isinstance(e, Stepped) and e.n_images == 96: raise InterruptedError\n"
-        "try: train(no_dropout(micro_batch=8), sys.argv[1], 'cpu', die)\n"
+        "settings = learned_levels(no_dropout(micro_batch=8))\n"
+        "try: train(settings, sys.argv[1], 'cpu', die)\n"
         "except InterruptedError: pass\n"
         "made.clear()\n"
-        "train(no_dropout(micro_batch=8), sys.argv[1], 'cpu')\n"
+        "train(settings, sys.argv[1], 'cpu')\n"
+        "memory = made[0].objective.memory()\n"
+        "assert int(memory['levels.seen'].sum()) == 128 and int(memory['levels.seen'].min()) >= 10\n"
         "assert made[0].n_images == 128\n"
         "import torch.distributed as dist\n"
         "assert dist.get_world_size() == 2 == made[0].world\n"

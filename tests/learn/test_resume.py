@@ -17,7 +17,7 @@ from twofold.learn import train
 from twofold.learn.events import Note, Saved, Stepped
 from twofold.run import Run
 
-from .common import same, tiny, weights
+from .common import learned_levels, same, tiny, weights
 
 
 class Interrupted(Exception):
@@ -197,3 +197,15 @@ def test_two_writers_are_refused(whole: Path, tmp_path: Path) -> None:
     run = Run.start(tmp_path / "run", Run.open(whole).settings())
     with run.lock(), pytest.raises(UserError, match="another process"):
         train(tiny(), tmp_path / "run", "cpu")
+
+
+def test_noise_levels_that_depend_on_losses_are_resumed_too(tmp_path: Path) -> None:
+    settings = learned_levels(tiny())
+    train(settings, tmp_path / "whole", "cpu")
+    with pytest.raises(Interrupted):
+        train(settings, tmp_path / "run", "cpu", die_at(224))
+    train(settings, tmp_path / "run", "cpu")
+    last = "state/000000000256/tensors.safetensors"
+    assert same(weights(tmp_path / "whole", last), weights(tmp_path / "run", last))
+    seen = weights(tmp_path / "run", last)["objective/levels.seen"]
+    assert int(seen.sum()) == 256 and int(seen.min()) >= 10  # so that they did depend
