@@ -80,8 +80,8 @@ def bits(family: VP, x0: Tensor, error: Tensor, v: Tensor, sigma: Tensor) -> Ten
     """
     step = table_step(family, sigma)
     low, high, ratio = step.low, step.high, (step.below / sigma) ** 2
-    log_variance = v * expand(high.log(), v) + (1 - v) * expand(low.log(), v)
-    gap = log_variance - expand(low.log(), v)
+    gap = v * expand((high / low).log(), v)  # of the model's log variance above the true one
+    log_variance = gap + expand(low.log(), v)
     moved = expand((1 - ratio) ** 2 / low, error) * error.square()
     divergence = 0.5 * (torch.expm1(-gap) + gap + moved * (-gap).exp())
     last = -log_level_probability(x0, x0 + error, (0.5 * log_variance).exp())

@@ -18,7 +18,7 @@ from twofold.adapters.dit_checkpoint import settings_of
 from twofold.adapters.latent_codec import LatentCodec
 from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
-from twofold.networks.dit import DiT
+from twofold.networks.dit import DiT, positions
 from twofold.settings.checkpoint import CheckpointSettings
 
 from . import peers
@@ -46,7 +46,7 @@ def one_embedder(theirs: Any) -> Any:
     return theirs
 
 
-def published(theirs: Any, positions: int | None = 16) -> dict[str, Tensor]:
+def published(theirs: Any, table: bool = True) -> dict[str, Tensor]:
     """The peer's weights under the names, and with the table of positions, that the authors' files have."""
     weights, made = theirs.state_dict(), {}
     for k in range(len(theirs.transformer_blocks)):
@@ -57,8 +57,8 @@ def published(theirs: Any, positions: int | None = 16) -> dict[str, Tensor]:
         for pattern, new in RENAMED.items():
             if re.match(pattern, name):
                 made[re.sub(pattern, new, name)] = value
-    if positions:
-        made["pos_embed"] = torch.zeros(1, positions, 24)
+    if table:
+        made["pos_embed"] = positions(24, (4, 4), (4, 4))[None]
     return made
 
 
@@ -111,7 +111,7 @@ def test_published_widths_tell_the_heads(width: int, depth: int, heads: int, cou
         theirs = diffusers.DiTTransformer2DModel(
             num_attention_heads=heads, attention_head_dim=width // heads, num_layers=depth, out_channels=8
         )
-        weights = published(theirs, positions=None)
+        weights = published(theirs, table=False)
         weights["pos_embed"] = torch.zeros(1, 256, width)
     settings, shape = settings_of("x.pt", weights, CheckpointSettings())
     assert shape == (4, 32, 32) and settings.heads == heads and settings.classes == 1000 and settings.learned_variance
@@ -138,5 +138,11 @@ def test_what_is_missing_is_named(theirs: Any, tmp_path: Path) -> None:
     refused({**whole, "surprise": torch.zeros(1)}, "1 surplus: surprise", heads=3)
     refused({**whole, name: torch.zeros(3)}, r"fc2\.bias has shape \(3,\), not \(24,\)", heads=3)
     refused({**whole, "final_layer.linear.weight": torch.zeros(24, 24)}, "4 channels in, 6 out", heads=3)
+    for table in (torch.zeros(1, 16, 24), positions(24, (3, 5), (3, 5))[None]):
+        refused({**whole, "pos_embed": table}, "pos_embed of .* is not the table of sines and cosines", heads=3)
+    refused({**whole, "x_embedder.proj.weight": torch.zeros(24, 4, 2, 2, 2)}, "not 4 axes", heads=3)
+    refused({**whole, "blocks.x.weight": torch.zeros(1)}, "1 surplus: blocks.x.weight", heads=3)
+    refused({**whole, "t_embedder.mlp.0.weight": torch.zeros(24, 15)}, "embedding_channels=15 is odd", heads=3)
+    refused(whole, "head_channels=7 of .*: does not divide the width 24", head_channels=7)
     torch.save(without, path)
     assert dit_checkpoint.read(path, head_channels=8, size=8).shape == (4, 8, 8)

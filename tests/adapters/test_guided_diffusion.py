@@ -143,6 +143,11 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     refused({k: v for k, v in whole.items() if "output_blocks.3" not in k}, "3 output_blocks of no known arrangement")
     refused(guided.tiny(channels=6).state_dict(), "6 channels in, 6 out: .*an upsampler")
     refused({"time_embed.0.weight": torch.zeros(2)}, "1 missing: input_blocks.0.0.weight")
+    refused({**whole, "input_blocks.0.0.weight": torch.zeros(())}, r"has shape \(\), not 4 axes")
+    refused({**whole, "output_blocks.x.weight": torch.zeros(1)}, "1 surplus: output_blocks.x.weight")
+    torch.save(whole, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="size=7 of .*: its levels need a multiple of 2"):
+        guided_diffusion.read(tmp_path / "x.pt", **{**TOLD, "size": 7})
 
 
 def test_training_states_and_parallel_names(tmp_path: Path) -> None:
@@ -165,9 +170,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds more than tensors, which is not opened"):
         load(path)
     assert not (tmp_path / "ran").exists()
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"x\.pt: not readable as weights"):
-        load(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello world\n", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x\.pt: not readable as weights"):
+            load(path)
     torch.save({"vgg.0.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"that no adapter reads \(vgg\.0\.weight.*guided-diffusion or DiT"):
         load(path)

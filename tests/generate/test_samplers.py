@@ -85,12 +85,11 @@ def grids_of(name: str, spacing: Callable[..., Tensor], high: float) -> list[Ten
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("spacing", [karras_grid, log_grid])
-def test_order_of_convergence_on_a_gaussian(name: str, spacing: Callable[..., Tensor]) -> None:
-    """Whose exact solution is known."""
+def test_order_of_convergence_on_a_gaussian(name: str) -> None:
+    """Whose exact solution is known; on steps of uneven length. On even ones: the mixture below."""
     oracle, order = gaussian(), SAMPLERS[name].order
     x = 20 * normal(4)
-    errors = errors_of(name, oracle.denoise, x, oracle.exact(x, 20.0, 0.05), grids_of(name, spacing, 20.0))
+    errors = errors_of(name, oracle.denoise, x, oracle.exact(x, 20.0, 0.05), grids_of(name, karras_grid, 20.0))
     assert fitted_order(resolutions(name), errors) == pytest.approx(order, abs=0.12 if order < 3 else 0.25)
     assert errors[-1] < CLOSE_TO_EXACT[order]
 
@@ -165,7 +164,7 @@ def test_order_3_into_zero_is_fast(steps: int) -> None:
 def test_last_step_into_zero_costs_no_more_than_it_must(name: str) -> None:
     """From sigma_min one Euler step leaves an error of the curvature: about |x - mean| sigma_min^2 / (2 std^2)."""
     oracle, sampler = gaussian(), SAMPLERS[name]
-    for sigma_min in (0.04, 0.02, 0.01):
+    for sigma_min in (0.04, 0.01):
         x = oracle.exact(20 * normal(4), 20.0, 3 * sigma_min)
         steps = 200  # so fine that what is left is the last step
         sigmas = log_grid(steps, sigma_min, 3 * sigma_min)
@@ -189,15 +188,11 @@ def test_default_steps_reach_the_exact_solution(name: str) -> None:
 
 # -- stochastic samplers -----------------------------------------------------------------------------------------
 
-STOCHASTIC = {
+STOCHASTIC = {  # those that are none of the others; single steps are compared with closed forms below
     "ddpm small": ("ddpm", {"variance": "small"}),
     "ddpm large": ("ddpm", {"variance": "large"}),
-    "ddim eta 1": ("ddim", {"eta": 1.0}),
     "ddim eta 0.5": ("ddim", {"eta": 0.5}),
-    "ddpm learned": ("ddpm", {"variance": "learned"}),
-    "euler_ancestral eta 0.5": ("euler_ancestral", {"eta": 0.5}),
     "dpmpp2m_sde": ("dpmpp2m_sde", {}),
-    "dpmpp2m_sde eta 0.5": ("dpmpp2m_sde", {"eta": 0.5}),
     "heun churn": ("heun", {"s_churn": 60.0, "s_min": 0.05, "s_max": 50.0}),
 }
 
@@ -205,10 +200,9 @@ STOCHASTIC = {
 @pytest.mark.parametrize("case", STOCHASTIC)
 def test_moments_of_stochastic_samples(case: str) -> None:
     name, options = STOCHASTIC[case]
-    oracle, n, steps = gaussian(), 6_000, 300
+    oracle, n, steps = gaussian(), 3_000, 300
     sigmas = log_grid(steps, 0.005, 80.0)
-    denoise = with_share(oracle, 0.3) if options.get("variance") == "learned" else oracle.denoise
-    x = final(SAMPLERS[name].function(denoise, 80 * normal(n), sigmas, noise_source(n), **options))
+    x = final(SAMPLERS[name].function(oracle.denoise, 80 * normal(n), sigmas, noise_source(n), **options))
     centred = x - oracle.means
     count = centred.numel()
     assert ((x.mean(0) - oracle.means[0]).abs() < 5 * 0.4 / math.sqrt(n)).all()
@@ -287,16 +281,17 @@ def test_a_learned_variance_needs_a_network_that_has_one() -> None:
         final(SAMPLERS["ddpm"].function(lambda x, s: x, normal(1), karras_grid(3, 0.1, 1.0), None, variance="learned"))
 
 
-def test_euler_ancestral_is_ddpm_with_the_small_variance() -> None:
-    """And by k-diffusion's own rule: down to sqrt(s'^2 - up^2), then up by noise."""
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_euler_ancestral_is_ddpm_with_the_small_variance(eta: float) -> None:
+    """With eta 1. And by k-diffusion's own rule, with any: down to sqrt(s'^2 - up^2), then up by noise."""
     oracle, x, sigmas = mixture(), 30 * normal(5), karras_grid(12, 0.01, 30.0)
-    one = final(SAMPLERS["euler_ancestral"].function(oracle.denoise, x, sigmas, noise_source(5)))
-    torch.testing.assert_close(
-        one, final(SAMPLERS["ddpm"].function(oracle.denoise, x, sigmas, noise_source(5))), rtol=1e-12, atol=1e-12
-    )
+    one = final(SAMPLERS["euler_ancestral"].function(oracle.denoise, x, sigmas, noise_source(5), eta=eta))
+    if eta == 1:
+        other = final(SAMPLERS["ddpm"].function(oracle.denoise, x, sigmas, noise_source(5)))
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     draw, y = noise_source(5), x
     for s, t in pairwise(sigmas.tolist()):
-        up = min(t, (t**2 * (s**2 - t**2) / s**2) ** 0.5)
+        up = min(t, eta * (t**2 * (s**2 - t**2) / s**2) ** 0.5)
         slope = (y - oracle.denoise(y, torch.tensor(s, dtype=torch.float64))) / s
         y = y + slope * ((t**2 - up**2) ** 0.5 - s)
         y = y + draw() * up if t > 0 else y
@@ -505,7 +500,7 @@ def test_steps_evaluations_and_dtype(name: str, steps: int) -> None:
 
 @every_sampler
 def test_a_last_level_above_zero_ends_there(name: str) -> None:
-    oracle, n = gaussian(), 4_000
+    oracle, n = gaussian(), 1_500
     sigmas = log_grid(120, 0.5, 30.0)[:-1]
     found = list(SAMPLERS[name].function(oracle.denoise, 30 * normal(n), sigmas, noise_source(n)))
     last = found[-1]

@@ -156,6 +156,12 @@ def test_grids_beyond_a_number_of_levels(unet: UNets) -> None:
         plan(unet("edm"), grid="ddim25")
     with pytest.raises(UserError, match=r"grid=cosine.*ddim25"):
         plan(denoiser, grid="cosine")
+    with pytest.raises(UserError, match="grid=ddim25: takes no sigma_min or sigma_max"):
+        plan(denoiser, grid="ddim25", sigma_min=0.5)
+    with pytest.raises(UserError, match="to_zero=false: grid=1 has one level"):
+        plan(denoiser, grid="1", to_zero=False)
+    with pytest.raises(UserError, match="sigma_min=5: not between 0 and sigma_max=2"):
+        plan(denoiser, grid="fast", sigma_min=5.0, sigma_max=2.0)
     fast = plan(denoiser, sampler="dpm_fast", grid="fast", steps=50)
     assert len(fast.sigmas) == 51 and float(fast.sigmas[-1]) == denoiser.sigma_range[0]
 

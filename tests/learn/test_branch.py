@@ -75,12 +75,15 @@ def test_killed_and_continued_without_the_other_run(whole: Path, tmp_path: Path)
 def test_what_is_set_otherwise_takes_effect_and_is_said(whole: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     change = {"train": {"lr": 1e-3, "batch_size": 16, "n_images": 288, "optimizer": "adamw"}}
+    change |= {"objective": {"label_dropout": 0.5}, "network": {"dropout": 0.0}, "data": {"flip": True}}
     show = lambda event: notes.append(event.text) if isinstance(event, Note) else None  # noqa: E731
     train(branched(whole, "", change), tmp_path / "run", "cpu", show)  # from its newest
     rows = [row for row in Run(tmp_path / "run").log() if row["kind"] == "train"]
     assert [row["n_images"] for row in rows] == [288] and rows[0]["lr"] == 1e-3
     assert any("train.batch_size is not that of" in note and "other images" in note for note in notes)
     assert any("branched off" in note and "256" in note for note in notes)
+    for path in ("train.lr", "objective.label_dropout", "network.dropout", "data.flip"):
+        assert any(note.startswith(f"{path} is not that of") for note in notes), path
     state = weights(tmp_path / "run", "state/000000000288/tensors.safetensors")
     assert state["optimizer/enc.0.weight/step"] == 8 + 2  # adamw goes on with adam's moments
 

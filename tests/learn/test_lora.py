@@ -21,7 +21,7 @@ from twofold.learn.lora import LowRank, adapt, merged, parameters
 from twofold.networks import build
 from twofold.networks.convolve import Conv3x3
 from twofold.run import Run, load
-from twofold.settings.network import UNetSettings
+from twofold.settings.network import DiTSettings, UNetSettings
 from twofold.settings.resolve import resolve
 from twofold.settings.train import LoraSettings, TrainSettings
 
@@ -117,6 +117,14 @@ def test_what_trains() -> None:
     assert sum(isinstance(m, LowRank) for m in every.modules()) == len(adaptable)
 
 
+def test_the_last_layer_of_a_transformer_is_adapted_like_the_others() -> None:
+    network = build(DiTSettings(patch=2, width=8, depth=1, heads=2, embedding_channels=8, classes=3), (1, 8, 8))
+    adapt(network, LoraSettings(rank=2), 0)
+    whole = {name for name in trained(network) if ".parametrizations." not in name}
+    assert whole == {"embedders.0.label.weight"}
+    assert "head.out.parametrizations.weight.0.a" in trained(network)
+
+
 def test_a_layer_has_its_own_random_numbers() -> None:
     few, many = (dict(adapted(targets=t).named_parameters()) for t in ("attention", "all"))
     name = "mid.first.attention.qkv.parametrizations.weight.0.a"
@@ -131,6 +139,12 @@ def test_a_layer_has_its_own_random_numbers() -> None:
 def test_targets_that_mean_nothing(targets: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         adapted(targets=targets)
+
+
+def test_targets_are_looked_for_before_a_folder_is_made(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no layer of the network is meant"):
+        train(low_rank(source, targets="dec9"), tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_saves_a_plain_model_and_its_factors(source: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ REFUSALS: dict[str, Callable[[], BaseException]] = {
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A device with room for so many `images` of a training step; the call number `fails` has none at all."""
-    room: dict[str, Any] = {"images": 10**9, "error": REFUSALS["cuda"], "asked": [], "fails": 0}
+    room: dict[str, Any] = {"images": 10**9, "error": REFUSALS["cuda"], "asked": [], "fails": 0, "held": []}
     plain = DenoisingObjective.forward
 
     def forward(self: DenoisingObjective, batch: Batch) -> Tensor:
@@ -48,6 +48,8 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             room["asked"].append(len(batch.images))
             if len(batch.images) > room["images"] or len(room["asked"]) == room["fails"]:
                 raise room["error"]()
+        else:
+            room["held"].append(len(batch.images))
         return plain(self, batch)
 
     monkeypatch.setattr(DenoisingObjective, "forward", forward)
@@ -55,14 +57,21 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
+def test_the_error_of_every_allocator_is_known(kind: str) -> None:
+    assert is_out_of_memory(REFUSALS[kind]())
+
+
+@pytest.mark.parametrize("kind", ["cuda", "python"])  # an error of run time, and one that is none
 def test_a_step_is_repeated_in_smaller_parts(limit: dict[str, Any], tmp_path: Path, kind: str) -> None:
     train(no_dropout(n_images=64), tmp_path / "whole", "cpu")
     limit.update(images=10, error=REFUSALS[kind])
     limit["asked"].clear()
+    limit["held"].clear()
     notes: list[str] = []
     show = lambda event: notes.append(event.text) if isinstance(event, Note) else None  # noqa: E731
     result = train(no_dropout(n_images=64), tmp_path / "parts", "cpu", show)
     assert limit["asked"] == [32, 16, 8, 8, 8, 8, 8, 8, 8, 8]
+    assert set(limit["held"]) == {8}  # held-out images are not more at a time
     assert [note for note in notes if "out of memory" in note] == [
         "out of memory with 32 images at a time: now 8; a step still has 32 images"
     ]

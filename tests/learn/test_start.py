@@ -98,6 +98,72 @@ def test_it_begins_as_its_source_did(places: dict[str, Path], tmp_path: Path, po
     assert not torch.allclose(said(source, 1, 2, 0, -1), said(source, -1, -1, -1, -1), atol=1e-6)
 
 
+def denoiser_of(classes: list[str], kind: str, learned: bool, position: str = "after") -> Any:
+    """A small denoiser none of whose weights is 0."""
+    network: dict[str, Any] = {"kind": "dit", "patch": 2, "width": 8, "depth": 1, "heads": 2, "embedding_channels": 8}
+    if kind == "unet":
+        network = {**TINY["network"], "label_position": position, "dropout": 0.0}
+    network |= {"learned_variance": learned, "classes": len(classes)}
+    own = {"network": network, "noise": {"kind": "vp"}, "objective": {"loss": "hybrid" if learned else "mse"}}
+    model = build_model(resolve(TrainSettings, [("tiny", TINY), ("test", own)])[0], (2, 8, 8), classes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "position"), [("dit", "after"), ("unet", "after"), ("unet", "before")])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("old", "new"), [("abc", "bcd"), ("abc", ""), ("", "bc"), ("", "")])
+def test_without_a_label_it_begins_as_its_source(
+    kind: str, position: str, learned: bool, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a variance is added or dropped, and classes are."""
+    from twofold.learn import start
+
+    source, model = (
+        denoiser_of(list(names), kind, says, position) for names, says in ((old, learned), (new, not learned))
+    )
+    monkeypatch.setattr(start, "source_model", lambda *_: source)
+    start_from(model, tiny().model_copy(update={"init_from": "source"}))
+    x = torch.randn(2, 2, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(model.denoise(x, 0.5), source.denoise(x, 0.5), atol=1e-6)
+        if set(old) & set(new):
+            b = (m.denoise(x, 0.5, {"label": torch.full((2,), i)}) for m, i in ((model, 0), (source, 1)))
+            assert torch.allclose(*b, atol=1e-6)
+        if model.learns_variance:
+            assert torch.equal(model.denoise_and_variance(x, 0.5)[1], torch.full_like(x, 0.5))
+
+
+def test_a_learned_variance_is_inherited(tmp_path: Path) -> None:
+    """With the network left out nothing can be said of its outputs before the source is read."""
+    network = {"kind": "dit", "patch": 2, "width": 8, "depth": 1, "heads": 2, "learned_variance": True}
+    own: dict[str, Any] = {
+        "network": network,
+        "noise": {"kind": "vp"},
+        "objective": {"loss": "hybrid"},
+        "train": {"n_images": 32},
+    }
+    train(resolve(TrainSettings, [("tiny", TINY), ("test", own)])[0], tmp_path / "source", "cpu")
+    plain = {name: value for name, value in TINY.items() if name not in ("network", "noise")}
+
+    def begun(**changes: Any) -> TrainSettings:
+        more = {"init_from": str(tmp_path / "source"), "train": {"n_images": 32}, **changes}
+        return resolve(TrainSettings, [("tiny", plain), ("test", more)])[0]
+
+    train(begun(objective={"loss": "hybrid"}, lora={"rank": 2}), tmp_path / "run", "cpu")
+    assert load(tmp_path / "run").learns_variance
+    with pytest.raises(UserError, match=r"learned_variance=true is not trained by objective\.loss=mse; use hybrid"):
+        train(begun(), tmp_path / "other", "cpu")
+    with pytest.raises(UserError, match=r"leave network to it, or say network\.kind=dit"):
+        train(begun(network={"learned_variance": False}), tmp_path / "other", "cpu")
+    with pytest.raises(UserError, match=r"augment_probability > 0 needs network\.augment_dim=9"):
+        train(begun(objective={"loss": "hybrid", "augment_probability": 0.1}), tmp_path / "other", "cpu")
+    train(begun(network={"kind": "dit", "learned_variance": False}), tmp_path / "other", "cpu")
+    assert not load(tmp_path / "other").learns_variance
+
+
 def test_a_snapshot_can_be_named(places: dict[str, Path], tmp_path: Path) -> None:
     train(still(started(places, {"init_from": f"{places['run']}@32"})), tmp_path / "run", "cpu")
     found = weights(tmp_path / "run")["enc.0.weight"]
@@ -105,6 +171,8 @@ def test_a_snapshot_can_be_named(places: dict[str, Path], tmp_path: Path) -> Non
     assert not torch.equal(found, weights(places["run"])["enc.0.weight"])
     with pytest.raises(UserError, match="there are: last, 32"):
         train(started(places, {"init_from": f"{places['run']}@33"}), tmp_path / "other", "cpu")
+    with pytest.raises(UserError, match=r"at=32: .*model\.safetensors is not a run: it has no snapshots"):
+        train(started(places, {"init_from": f"{places['run']}/model.safetensors@32"}), tmp_path / "other", "cpu")
     assert place_of("runs/a@best-frechet") == ("runs/a", "best-frechet") and place_of("org/name") == (
         "org/name",
         "last",

@@ -86,7 +86,7 @@ def test_a_state_can_be_named(tmp_path: Path) -> None:
     for n in (10, 20, 30):
         save_state(folder, state_of(n), keep=2)
     assert read_state(folder).n_images == 30 and read_state(folder, "20").n_images == 20
-    for missing in ("10", "best-loss"):
+    for missing in ("10", "best-loss", "²"):
         with pytest.raises(UserError, match=rf"run@{missing}: .*there are: 20, 30"):
             read_state(folder, missing)
     (folder / "000000000030/tensors.safetensors").write_bytes(b"damaged")

@@ -11,22 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..codec import Codec
 from ..denoiser import NetworkDenoiser
 from ..errors import UserError
+from ..networks.dit import positions
 from ..noise import family
 from ..settings.checkpoint import CheckpointSettings
 from ..settings.network import DiTSettings
 from ..settings.noise import VPNoise
+from ..settings.resolve import resolve
 from .dit_layouts import assembled, published_names
 from .latent_codec import NoCodec, codec_for
-from .weights_file import options_for, read_tensors, size_of, untold
+from .weights_file import count_of, options_for, read_tensors, size_of, untold
 
 Weights = Mapping[str, Tensor]
 MARKS = ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")  # names that this layout alone has
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # by width and depth
+ROUNDED = 0.01  # a table of positions in half precision
 LATENT = 4  # channels of the autoencoder they were published with
 EXAMPLE = '{"heads": 6, "size": 32}'
 
@@ -44,6 +48,7 @@ def read(path: Path | str, **options: Any) -> NetworkDenoiser:
 def from_weights(where: str, weights: Weights, options: CheckpointSettings) -> NetworkDenoiser:
     """The denoiser with these weights; see `read`. where: the file, for messages."""
     settings, shape = settings_of(where, weights, options)
+    _check_positions(where, weights, settings.width)
     hint = "not a network of this layout, or not all of it"
     network = assembled(where, settings, shape, published_names(settings.depth), weights, hint)
     names, classes = options.class_names, settings.classes or 0
@@ -61,10 +66,10 @@ def from_weights(where: str, weights: Weights, options: CheckpointSettings) -> N
 
 def settings_of(where: str, weights: Weights, options: CheckpointSettings) -> tuple[DiTSettings, tuple[int, int, int]]:
     """Our settings and (C, H, W). Raises `UserError` naming what neither weights nor options tell."""
-    width, channels, patch, _ = size_of(where, weights, "x_embedder.proj.weight")
-    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
-    hidden = size_of(where, weights, "blocks.0.mlp.fc1.weight")[0]
-    outputs = size_of(where, weights, "final_layer.linear.weight")[0] // patch**2
+    width, channels, patch, _ = size_of(where, weights, "x_embedder.proj.weight", 4)
+    depth = count_of(weights, "blocks")
+    hidden = size_of(where, weights, "blocks.0.mlp.fc1.weight", 2)[0]
+    outputs = size_of(where, weights, "final_layer.linear.weight", 2)[0] // patch**2
     if outputs not in (channels, 2 * channels):
         what = f"{channels} channels in, {outputs} out"
         raise UserError(f"weights of {where}", what, f"valid: {channels}, or {2 * channels} with learned variances")
@@ -75,18 +80,31 @@ def settings_of(where: str, weights: Weights, options: CheckpointSettings) -> tu
     if missing:
         raise untold(where, missing, EXAMPLE)
     assert heads is not None
-    if width % heads:
-        raise UserError(f"heads={heads} of {where}", f"does not divide the width {width}")
+    for name, divisor in (("heads", heads), ("head_channels", options.head_channels)):
+        if divisor and width % divisor:
+            raise UserError(f"{name}={divisor} of {where}", f"does not divide the width {width}")
     labels = len(weights["y_embedder.embedding_table.weight"]) if "y_embedder.embedding_table.weight" in weights else 1
-    settings = DiTSettings(
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_ratio=hidden / width,
-        dropout=options.dropout,
-        classes=labels - 1,
-        learned_variance=outputs == 2 * channels,
-        embedding_channels=size_of(where, weights, "t_embedder.mlp.0.weight")[1],
-    )
-    return settings, (channels, size, size)
+    found = {
+        "patch": patch,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": hidden / width,
+        "dropout": options.dropout,
+        "classes": labels - 1,
+        "learned_variance": outputs == 2 * channels,
+        "embedding_channels": size_of(where, weights, "t_embedder.mlp.0.weight", 2)[1],
+    }
+    return resolve(DiTSettings, [(f"weights of {where}", found)])[0], (channels, size, size)
+
+
+def _check_positions(where: str, weights: Weights, width: int) -> None:
+    """Raises `UserError` for a table of positions other than the one that is computed here, as learned ones are."""
+    if "pos_embed" not in weights:
+        return
+    table = weights["pos_embed"].float()
+    side = math.isqrt(table[..., 0].numel())
+    expected = positions(width, (side, side), (side, side))[None]
+    if table.shape != expected.shape or not torch.allclose(table, expected, atol=ROUNDED):
+        what = f"{tuple(table.shape)} is not the table of sines and cosines of a square of tokens"
+        raise UserError(f"pos_embed of {where}", what, "a DiT with other positions cannot be read")

@@ -35,7 +35,7 @@ from ..settings.network import UNetSettings
 from ..settings.noise import VPNoise
 from .diffusers_files import check_weights
 from .suspicion import is_better
-from .weights_file import exact, options_for, read_tensors, size_of, untold
+from .weights_file import count_of, exact, options_for, read_tensors, size_of, untold
 
 Weights = Mapping[str, Tensor]
 Order = Literal["legacy", "new"]
@@ -109,8 +109,8 @@ def from_weights(
 
 def layout_of(where: str, weights: Weights) -> Layout:
     """What can be read off the shapes. Raises `UserError` for a network that is not a denoiser of images alone."""
-    stem, last = size_of(where, weights, "input_blocks.0.0.weight"), size_of(where, weights, "out.2.weight")
-    count = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("output_blocks.")), default=-1)
+    stem, last = size_of(where, weights, "input_blocks.0.0.weight", 4), size_of(where, weights, "out.2.weight", 4)
+    count = count_of(weights, "output_blocks")
     plain = _ending(weights, count, "conv.weight")
     ends = plain or _ending(weights, count, "in_layers.0.weight")
     blocks = ends[0] if ends else count - 1
@@ -119,16 +119,16 @@ def layout_of(where: str, weights: Weights) -> Layout:
         what = f"{count} output_blocks of no known arrangement"
         raise UserError(f"weights of {where}", what, "the file is not complete")
     first = [f"output_blocks.{level * (blocks + 1)}" for level in reversed(range(levels))]
-    embed = size_of(where, weights, "middle_block.0.emb_layers.1.weight")
+    embed = size_of(where, weights, "middle_block.0.emb_layers.1.weight", 2)
     layout = Layout(
         channels=stem[1],
         outputs=last[0],
-        embedding=size_of(where, weights, "time_embed.0.weight")[1],
-        widths=tuple(size_of(where, weights, f"{name}.0.in_layers.2.weight")[0] for name in first),
+        embedding=size_of(where, weights, "time_embed.0.weight", 2)[1],
+        widths=tuple(size_of(where, weights, f"{name}.0.in_layers.2.weight", 4)[0] for name in first),
         blocks=blocks,
         attends=tuple(f"{name}.1.qkv.weight" in weights for name in first),
         classes=len(weights["label_emb.weight"]) if "label_emb.weight" in weights else 0,
-        scale_shift=embed[0] == 2 * size_of(where, weights, "middle_block.0.in_layers.2.weight")[0],
+        scale_shift=embed[0] == 2 * size_of(where, weights, "middle_block.0.in_layers.2.weight", 4)[0],
         residual=bool(ends) and not plain,
     )
     _check(where, layout, stem[0])
@@ -171,6 +171,9 @@ def completed(where: str, layout: Layout, options: CheckpointSettings, images: b
     missing = [name for name, value in needed.items() if not value]
     if missing:
         raise untold(where, missing, EXAMPLE)
+    multiple = 2 ** (len(layout.widths) - 1)
+    if options.size and options.size % multiple:
+        raise UserError(f"size={options.size} of {where}", f"its levels need a multiple of {multiple}")
     if options.heads == 1 and options.attention_order is None:  # both orders are the same
         options = options.model_copy(update={"attention_order": "new"})
     return options

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,7 +34,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         hint = "save the state dict alone: torch.save(model.state_dict(), ...), or as .safetensors"
         raise UserError(str(path), "holds more than tensors, which is not opened", hint) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are instructions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(str(path), f"not readable as weights ({reason})", "copy it anew") from error
     for name in INSIDE:
@@ -69,11 +68,21 @@ def untold(path: str, missing: list[str], example: str) -> UserError:
     return UserError(path, f"its weights do not tell {', '.join(missing)}", f"write them to {beside}: {example}")
 
 
-def size_of(where: str, weights: Mapping[str, Tensor], name: str) -> torch.Size:
-    """Shape of a weight that the rest is inferred from. Raises `UserError` where it is missing."""
+def size_of(where: str, weights: Mapping[str, Tensor], name: str, axes: int) -> torch.Size:
+    """Shape of a weight that the rest is inferred from. Raises `UserError` where it is missing, or has other axes."""
     if name not in weights:
         raise UserError(f"weights of {where}", f"1 missing: {name}", "the file is not complete")
-    return weights[name].shape
+    shape = weights[name].shape
+    if len(shape) != axes:
+        what = f"{name} has shape {tuple(shape)}, not {axes} axes"
+        raise UserError(f"weights of {where}", what, "not a network of this layout")
+    return shape
+
+
+def count_of(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered parts there are: 1 + the largest k of the names `<prefix>.k. ...`."""
+    numbers = (name.split(".")[1] for name in weights if name.startswith(f"{prefix}."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def exact(tensor: Tensor) -> Tensor:

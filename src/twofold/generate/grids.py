@@ -78,6 +78,8 @@ def fast_grid(evaluations: int, sigma_min: float, sigma_max: float) -> Tensor:
     """
     if evaluations < 1:
         raise UserError(f"evaluations={evaluations}", "a grid needs at least one step")
+    if not 0 < sigma_min < sigma_max:
+        raise UserError(f"sigma_min={sigma_min:.6g}", f"not between 0 and sigma_max={sigma_max:.6g}")
     orders = fast_orders(evaluations)
     places = [(k + part / order) / len(orders) for k, order in enumerate(orders) for part in range(order)]
     ramp = torch.tensor([*places, 1.0], dtype=torch.float64)

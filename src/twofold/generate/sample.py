@@ -117,10 +117,7 @@ def levels(
     as some recipes do ("fast" always does), in as many steps. Raises `UserError` for what the family has not.
     """
     if is_respacing(grid):
-        sigmas = respaced_grid(family, grid)
-        if steps not in (None, len(sigmas) - 1):
-            raise UserError(f"steps={steps}", f"grid={grid} has {len(sigmas) - 1} levels", "leave steps out")
-        return sigmas if to_zero else sigmas[:-1]
+        return _respaced(family, steps, grid, (sigma_min, sigma_max), to_zero)
     steps = usual if steps is None else steps
     if grid == "fast":
         low, high = family.sigma_range
@@ -130,6 +127,20 @@ def levels(
     if to_zero:
         return noise.grid(family, steps, grid, sigma_min, sigma_max)
     return noise.grid(family, steps + 1, grid, sigma_min, sigma_max)[:-1]
+
+
+def _respaced(
+    family: noise.Family, steps: int | None, grid: str, ends: tuple[float | None, float | None], to_zero: bool
+) -> Tensor:
+    """Of a respaced table, which says by itself how many levels there are and where they end."""
+    if ends != (None, None):
+        raise UserError(f"grid={grid}", "takes no sigma_min or sigma_max", "use grid=karras or grid=log")
+    sigmas = respaced_grid(family, grid)
+    if steps not in (None, len(sigmas) - 1):
+        raise UserError(f"steps={steps}", f"grid={grid} has {len(sigmas) - 1} levels", "leave steps out")
+    if not to_zero and len(sigmas) == 2:
+        raise UserError("to_zero=false", f"grid={grid} has one level, and nowhere to go", "leave to_zero out")
+    return sigmas if to_zero else sigmas[:-1]
 
 
 def _options(denoiser: Denoiser, sampler: str, options: dict[str, Any]) -> tuple[Sampler, dict[str, Any]]:

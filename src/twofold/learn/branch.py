@@ -37,9 +37,9 @@ def branch(settings: TrainSettings, store: Store) -> tuple[State, list[str]]:
     folder, at = place_of(source)
     run = Run.open(folder)
     state, theirs = read_state(run.path / "state", at), run.settings()
-    changed = [path for path in differences(theirs, settings) if path not in ("init_from", "resume_from", *OWN)]
+    changed = [path for path in differences(theirs, settings) if path not in ("init_from", "resume_from")]
     for path in changed:
-        if path.startswith(STRUCTURE) or path == "objective.kind":
+        if (path.startswith(STRUCTURE) and path not in OWN) or path == "objective.kind":
             raise UserError(path, f"is not what {folder} was trained with", f"leave {path} out, or use init_from")
     other_data = state.facts["environment"]["data"] != store.content_hash
     if other_data or any(path in SAME_DATA for path in changed):
@@ -49,7 +49,7 @@ def branch(settings: TrainSettings, store: Store) -> tuple[State, list[str]]:
         what = f"is at {state.n_images:,} images, this run ends at {settings.train.n_images:,}"
         raise UserError(f"resume_from={source}", what, "set train.n_images higher, or name an earlier state")
     notes = [f"branched off {folder} at {state.n_images:,} images"]
-    notes += [f"{path} is not that of {folder}" + _meaning(path) for path in changed if path.startswith("train.")]
+    notes += [f"{path} is not that of {folder}{_meaning(path)}" for path in changed]
     if _moments(theirs) != _moments(settings):
         state = replace(state, tensors={n: v for n, v in state.tensors.items() if not n.startswith("optimizer/")})
     return replace(state, facts=_facts(state, settings, changed)), notes

@@ -179,7 +179,8 @@ def _taken(given: S | None, inherited: S, own: set[str], where: str, source: str
     if different:
         mine, theirs = (_value(flatten(side).get(different[0])) for side in (given, inherited))
         path, what = f"{where}.{different[0]}", f"is not what {source} was trained with ({mine}, there {theirs})"
-        raise UserError(path, what, f"leave {where} to it")
+        hint = f", or say {path}={theirs}" if different[0] == "kind" and named - {"kind"} <= own else ""
+        raise UserError(path, what, f"leave {where} to it{hint}")
     return inherited
 
 

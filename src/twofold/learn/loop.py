@@ -31,7 +31,7 @@ from .classes import asks_attributes, class_names
 from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
-from .lora import adapt, parameters
+from .lora import adapt, parameters, targeted
 from .objectives import Objective, objective
 from .optimise import learning_rate
 from .start import start_from
@@ -58,6 +58,8 @@ class Trainer:
         self._branch: tuple[State, list[str]] | None = None
         if settings.resume_from is not None and not any((run.path / "state").glob("[0-9]*")):
             self._branch = branch(settings, store)  # what is wrong with it is said before a folder is made
+        if settings.lora is not None:
+            targeted(self.model.network, settings.lora.targets)  # likewise
         self.n_images = 0
         self.totals: dict[str, Any] = {
             "seconds": 0.0,
@@ -318,7 +320,7 @@ class Trainer:
             yield Previewed(self.n_images, images[:PREVIEWS], labels[:PREVIEWS])
 
     def _validate(self, images: Tensor | None) -> Iterator[Event]:
-        total = self.validation.loss(self.objective)
+        total = self.validation.loss(self.objective, self.stepper.micro_batch)
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
         row: dict[str, Any] = {"kind": "validation", "n_images": self.n_images, "loss": float(total[0] / total[1])}

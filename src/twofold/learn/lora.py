@@ -24,9 +24,10 @@ from torch.nn.utils import parametrize
 
 from ..errors import UserError, nearest
 from ..files import atomic_file
+from ..networks.trunk import Trunk
 from ..settings.train import LoraSettings
 
-NEW = re.compile(r"(^|\.)(label|augment|head)(\.|$)")  # what a source has not for other classes: trained as it is
+NEW = re.compile(r"(^|\.)(label|augment)(\.|$)")  # what a source has not for other classes: trained as it is
 PART = ".parametrizations.weight."
 
 
@@ -53,12 +54,12 @@ class LowRank(nn.Module):
 def adapt(network: nn.Module, settings: LoraSettings, seed: int) -> str:
     """Freezes a network but for low-rank updates of `settings.targets` and what is new; returns what to tell the user.
 
-    New are the embeddings of labels and augmentations, and a head. Raises `UserError` where no layer is meant.
+    New are the embeddings of labels and augmentations, and a trunk's head. Raises `UserError` where no layer is meant.
     """
-    chosen = _chosen(network, settings.targets)
+    chosen = targeted(network, settings.targets)
     network.requires_grad_(False)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(bool(NEW.search(name)) or (settings.biases and parameter.ndim == 1))
+        parameter.requires_grad_(_is_new(network, name) or (settings.biases and parameter.ndim == 1))
     scale = (settings.alpha or settings.rank) / settings.rank
     for name, layer in chosen.items():
         # by name, so that adapting one layer more leaves the others as they were
@@ -69,12 +70,17 @@ def adapt(network: nn.Module, settings: LoraSettings, seed: int) -> str:
     return f"low-rank updates of {len(chosen)} layers: {trained:,} parameters train beside the {size:,} of the network"
 
 
-def _chosen(network: nn.Module, targets: str) -> dict[str, nn.Module]:
-    """{name: layer} of the linear layers and convolutions that are meant."""
+def _is_new(network: nn.Module, name: str) -> bool:
+    """Whether a layer, or a parameter, is trained as it is."""
+    return bool(NEW.search(name)) or (isinstance(network, Trunk) and name.split(".")[0] == "head")
+
+
+def targeted(network: nn.Module, targets: str) -> dict[str, nn.Module]:
+    """{name: layer} of the linear layers and convolutions that are meant. Raises `UserError` where there is none."""
     layers: dict[str, nn.Module] = {
         name: layer
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not NEW.search(name)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not _is_new(network, name)
     }
     if targets == "all":
         return layers

@@ -97,7 +97,7 @@ def _take(model: Model, source: Model, started: Started) -> None:
     for name, value in ours.items():
         if name in special:
             continue
-        fitting = _fitting(name, value, theirs[name]) if name in theirs else None
+        fitting = _fitting(model.network, name, value, theirs[name]) if name in theirs else None
         if fitting is not None:
             value.copy_(fitting)
             started.taken += 1
@@ -106,17 +106,34 @@ def _take(model: Model, source: Model, started: Started) -> None:
             if ".augment." in name:  # as without augmentation
                 value.zero_()
     started.left_out += [name for name in theirs if name not in ours or name in started.new]
+    if isinstance(model, NetworkDenoiser) and not model.classes:
+        _keep_no_label(model.network, source.network, source.classes)
 
 
-def _fitting(name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
+def _fitting(network: Any, name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
     """The weight as this network has it: the same, or with what is said of the variance dropped or added as zeros."""
     if ours.shape == theirs.shape:
         return theirs
-    if name not in ("out.weight", "out.bias") or ours.shape[1:] != theirs.shape[1:]:  # of a U-Net
+    layer = name.rpartition(".")[0]
+    if layer not in ("out", "head.out") or ours.shape[1:] != theirs.shape[1:]:  # of a U-Net, of a DiT
         return None
-    if ours.shape[0] * 2 == theirs.shape[0]:
-        return theirs[: len(ours)]
-    return torch.cat([theirs, torch.zeros_like(theirs)]) if ours.shape[0] == 2 * theirs.shape[0] else None
+    pixels = network.settings.patch**2 if layer == "head.out" else 1  # a DiT's rows are those of pixel after pixel
+    rows = theirs.unflatten(0, (pixels, -1))
+    if 2 * len(ours) == len(theirs):
+        return rows[:, : rows.shape[1] // 2].flatten(0, 1)
+    return torch.cat([rows, torch.zeros_like(rows)], 1).flatten(0, 1) if len(ours) == 2 * len(theirs) else None
+
+
+def _keep_no_label(network: nn.Module, source: nn.Module, classes: Any) -> None:
+    """For a network without labels, what "no label" adds to the source's embedding becomes part of a bias."""
+    for name, label in source.named_modules():
+        if name.split(".")[-1] != "label":
+            continue
+        here, there = (_module(side, name.rpartition(".")[0]) for side in (network, source))
+        if isinstance(label, nn.Linear):
+            here.first.bias += there.first.weight @ label.bias
+        elif len(label.weight) > classes:  # type: ignore[arg-type]
+            here.second.bias += label.weight[-1]  # type: ignore[index]
 
 
 def _take_classes(model: Model, source: Any, started: Started) -> set[str]:
@@ -170,6 +187,8 @@ def _copy_labels(here: Any, there: Any, pairs: list[tuple[int, int]], counts: tu
     """
     if isinstance(here, nn.Linear):
         here.bias.zero_()
+    elif len(here.weight) > counts[0]:
+        here.weight[-1] = 0
     if there is None or not counts[1]:  # a source without labels: all of them are as they were drawn
         return
     ours, theirs = here.weight, there.weight

@@ -138,21 +138,20 @@ class Stepper:
         Each tries a forward and backward pass by itself, beside what the optimiser will need, without a message to the
         others; then all take the smallest. batch: this rank's share of the first one.
         """
-        adam = 0 if self.settings.optimizer == "sgd" else 1
-        held = [torch.empty_like(p) for p in self.trained for _ in range(1 + adam)] if self.device.type != "cpu" else []
         fits = self._fits(batch)
         while not fits and self.micro_batch > 1:
             release(self.device)
             self.micro_batch //= 2
             fits = self._fits(batch)
-        del held
         smallest = min(gather_object([self.micro_batch if fits else 0]))  # whoever fails, all of them hear of it
         if not smallest:
             raise UserError("train", "out of memory with one image at a time, before the first step", LOWER)
         self.micro_batch = smallest
 
     def _fits(self, batch: Batch) -> bool:
+        moments = 0 if self.device.type == "cpu" else 1 if self.settings.optimizer == "sgd" else 2
         try:
+            held = [torch.empty_like(p) for p in self.trained for _ in range(moments)]
             part = next(iter(batch.to(self.device).split(self.micro_batch)))
             with weights_once(self.network):  # not through `wrapped`, and not into .grad: nothing is sent
                 torch.autograd.grad(self.objective(part).sum(), self.trained, allow_unused=True)
@@ -160,6 +159,7 @@ class Stepper:
             if not is_out_of_memory(error):
                 raise
             return False
+        del held
         return True
 
     def _everyones(self, losses: Tensor) -> Tensor:

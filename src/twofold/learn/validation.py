@@ -63,9 +63,9 @@ class Validation:
         self.samples_wanted = settings.validation.samples if min(settings.validation.samples, len(rows)) > 1 else 0
         self._reference: Gaussian | None = None
 
-    def loss(self, objective: Objective) -> Tensor:
-        """(sum of losses, images counted, correct answers) of this rank's share; float64."""
-        draws, count = ImageDraws("evaluate"), self.settings.train.batch_size
+    def loss(self, objective: Objective, count: int) -> Tensor:
+        """(sum of losses, images counted, correct answers) of this rank's share, so many at a time; float64."""
+        draws = ImageDraws("evaluate")
         total = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(self.mine), count):
             rows = self.mine[start : start + count]

@@ -32,11 +32,12 @@ def positions(
     grid: (h, w) tokens. trained: (h, w) of the size the network was trained at; another grid is laid over the same
     range, so that its corners are where they were.
     """
-    steps = torch.arange(width // 4, dtype=torch.float64, device=device)
+    dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    steps = torch.arange(width // 4, dtype=dtype, device=device)
     frequencies = torch.exp(-math.log(10000) / (width // 4) * steps)
     halves = []
     for now, then in zip(grid, trained, strict=True):
-        angle = torch.arange(now, dtype=torch.float64, device=device)[:, None] * (then / now) * frequencies
+        angle = torch.arange(now, dtype=dtype, device=device)[:, None] * (then / now) * frequencies
         halves.append(torch.cat([angle.sin(), angle.cos()], dim=1))
     rows, columns = halves
     h, w = grid

@@ -92,7 +92,7 @@ class Run:
         if at == "last":
             file, there = self.model_file, []
         else:
-            name = f"{int(at):012d}" if at.isdigit() else at
+            name = f"{int(at):012d}" if at.isdecimal() else at
             file = self.snapshots / f"{name}.safetensors"
             there = ["last", *(p.stem.lstrip("0") or "0" for p in sorted(self.snapshots.glob("*.safetensors")))]
         if not file.is_file():

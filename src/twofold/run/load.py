@@ -44,6 +44,8 @@ def load(
     Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
     """
     path = Path(source)
+    if at != "last" and path.exists() and not (path / "settings.yaml").is_file():
+        raise UserError(f"at={at}", f"{source} is not a run: it has no snapshots", "leave it out, or give the run")
     if path.is_file():
         return load_file(path, device)
     if (path / PROBE).is_file():

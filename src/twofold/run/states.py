@@ -65,7 +65,7 @@ def newest_state(folder: Path) -> tuple[State | None, list[str]]:
 def read_state(folder: Path, at: str = "last") -> State:
     """The state at so many images, or the newest. Raises `UserError` listing those there are, and for a damaged one."""
     there = _states(folder)
-    path = folder / f"{int(at):012d}" if at.isdigit() else there[-1] if at == "last" and there else None
+    path = folder / f"{int(at):012d}" if at.isdecimal() else there[-1] if at == "last" and there else None
     if path is None or not path.is_dir():
         counts = ", ".join(str(int(p.name)) for p in there)
         hint = f"there are: {counts}" if there else "train it first; train.keep_states says how many are kept"

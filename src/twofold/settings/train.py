@@ -139,6 +139,9 @@ class TrainSettings(Settings):
         if objective.kind == "denoising":
             if network.kind not in ("unet", "dit"):
                 raise ValueError(f"network.kind={network.kind} cannot denoise; use unet or dit")
+            starts = self.init_from is not None or self.resume_from is not None
+            if starts and "network" not in self.model_fields_set:  # it is the source's, and looked at with it
+                return self
             self._variance_fits(objective)
             if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")

@@ -5,16 +5,17 @@ Both use their full order on the step into sigma 0 too, as published; its result
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
 from torch import Tensor
 
 from .step import Denoise, Noise, Step, last_step, levels_of, predict
 
 PLMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))  # newest first
+GAUSS = (0.5 - 0.5 / math.sqrt(3), 0.5 + 0.5 / math.sqrt(3))  # the mean there is that from 0 to 1, up to degree 3
 
 
 def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
@@ -57,11 +58,10 @@ def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise | None = None,
 
 def _adams(nodes: list[float], end: float) -> list[float]:
     """Weights of the slopes at nodes (newest first) in the mean slope from nodes[0] to end; they sum to 1."""
-    points, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3
-    u = (np.array(nodes) - nodes[0]) / (end - nodes[0])  # 0, then negative
-    v = (points + 1) / 2
-    basis = [np.prod([(v - b) / (a - b) for k, b in enumerate(u) if k != j] or [v**0], axis=0) for j, a in enumerate(u)]
-    return [float(weights @ values / 2) for values in basis]
+    u = [(node - nodes[0]) / (end - nodes[0]) for node in nodes]  # 0, then negative
+    return [
+        sum(math.prod((v - b) / (a - b) for k, b in enumerate(u) if k != j) for v in GAUSS) / 2 for j, a in enumerate(u)
+    ]
 
 
 def _sum(weights: list[float] | tuple[float, ...], slopes: deque[Tensor]) -> Tensor:
