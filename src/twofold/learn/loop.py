@@ -56,8 +56,12 @@ class Trainer:
         self.model = build(settings, store.shape, class_names(settings, store))
         self.environment: Environment
         self._branch: tuple[State, list[str]] | None = None
-        if settings.resume_from is not None and not any((run.path / "state").glob("[0-9]*")):
-            self._branch = branch(settings, store)  # what is wrong with it is said before a folder is made
+        self._from: tuple[list[str], dict[str, Any] | None] | None = None
+        if not any((run.path / "state").glob("[0-9]*")):  # what is wrong with either is said before a folder is made
+            if settings.resume_from is not None:
+                self._branch = branch(settings, store)
+            else:
+                self._from = start_from(self.model, settings)
         if settings.lora is not None:
             targeted(self.model.network, settings.lora.targets)  # likewise
         self.n_images = 0
@@ -164,7 +168,7 @@ class Trainer:
         if state is not None:
             self.started = state.facts.get("started")
         else:
-            notes, self.started = start_from(self.model, self.settings)
+            notes, self.started = self._from or start_from(self.model, self.settings)
             yield from map(Note, notes)
         if self.settings.lora is not None:
             yield Note(adapt(self.objective.network, self.settings.lora, self.loop.seed))
@@ -306,7 +310,8 @@ class Trainer:
         images: Tensor | None = None
         labels: list[int] = []
         if count or preview:
-            images, labels = self.validation.samples(self.objective, max(count, PREVIEWS if preview else 0))
+            wanted = max(count, PREVIEWS if preview else 0)
+            images, labels = self.validation.samples(self.objective, wanted, self.stepper.micro_batch)
         if validate:
             mine = len(range(count)[self.rank :: self.world])  # a preview may have drawn more
             yield from self._validate(images[:mine] if images is not None and count else None)

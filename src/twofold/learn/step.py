@@ -72,7 +72,6 @@ class Stepper:
         Raises `UserError` where memory runs out with one image at a time, or while others wait for this process.
         """
         settings = self.settings
-        batch = batch.to(self.device)
         while (losses := self._gradients(batch, start, counted)) is None:
             self._halve(start)
         rate = learning_rate(settings, start)
@@ -106,6 +105,7 @@ class Stepper:
         parts, losses = list(batch.split(self.micro_batch)), []
         try:
             for i, part in enumerate(parts):
+                part = part.to(self.device)
                 last = i == len(parts) - 1
                 alone = nullcontext() if last or self.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
                 with alone, weights_once(self.network):

@@ -86,8 +86,8 @@ class Validation:
         labels = labels_of(self.store, rows, asks_attributes(self.settings, self.store))
         return Batch(self.store.batch(rows), labels, torch.from_numpy(uniforms), torch.from_numpy(noise))
 
-    def samples(self, objective: Objective, count: int) -> tuple[Tensor, list[int]]:
-        """This rank's share of images of seeds 0..count-1, uint8, with their labels."""
+    def samples(self, objective: Objective, count: int, most: int) -> tuple[Tensor, list[int]]:
+        """This rank's share of images of seeds 0..count-1, uint8, at most so many at a time, with their labels."""
         denoiser = objective.denoiser
         assert denoiser is not None
         seeds = range(count)[self.rank :: self.world]
@@ -96,7 +96,7 @@ class Validation:
         chosen = self.settings.validation
         if not seeds:  # more processes than images
             return torch.empty((0, *denoiser.shape), dtype=torch.uint8), []
-        batch = min(64, len(seeds))
+        batch = min(64, len(seeds), most)
         images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch)
         return images.cpu(), mine or [-1] * len(seeds)
 
