@@ -1,6 +1,7 @@
 """How much faster is FID of images in memory than by way of PNG files?
 
     python benchmarks/fid.py [--images 100] [--rounds 3] [--threads 1] [--samples 10000]
+    python benchmarks/fid.py --network convnet --images 10000
 
 Ours: uint8 images in memory, the rearranged network, our Frechet distance. Theirs: the way of pytorch-fid, through the
 same architecture and weights as published: a PNG a sample is written, read by Pillow, made a float tensor, passed in
@@ -9,6 +10,9 @@ measured alternately in one process, on --images images a round, and their time 
 the passes are proportional to the number of images, the distance at 2,048 dimensions is measured once. The parts are
 printed as well, because on a CPU the network is nearly all of it. Weights are random: time does not depend on them.
 Processor time is given beside the clock, for machines that do other work meanwhile.
+
+With --network convnet the same is done with a small classifier's features (64 numbers, the same network on both sides):
+there the images' way weighs as it does where the network runs on a fast device. That is no FID.
 """
 
 from __future__ import annotations
@@ -19,6 +23,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Through = Callable[[torch.Tensor], np.ndarray]
 
 
 def main() -> None:
@@ -28,6 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, default=10_000, help="what the whole is extrapolated to")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", choices=("inception", "convnet"), default="inception")
     args = parser.parse_args()
     os.environ.update({name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
 
@@ -35,23 +47,15 @@ def main() -> None:
     import torch
     from common import alternate, ratio, report
     from PIL import Image
-    from torch.nn import functional
 
     from twofold.measure import embed
-    from twofold.measure.inception import InceptionEncoder, exact
-    from twofold.networks.inception import Inception
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
-    plain = Inception().eval().requires_grad_(False)
-    for part in plain.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.running_var.fill_(0.1)  # keeps the features near 1, where random weights would let them vanish
-    plain.to(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(plain.state_dict(), Path(folder) / "w.pth")
-        encoder = InceptionEncoder(Path(folder) / "w.pth", args.device)
+        sides = inception_sides(Path(folder), args.device) if args.network == "inception" else convnet_sides()
+        encoder, through = sides
         files = [Path(folder) / f"{i:05d}.png" for i in range(args.images)]
         parts: dict[str, list[float]] = {"write": [], "read": [], "network": []}
 
@@ -68,9 +72,7 @@ def main() -> None:
                 ]
                 batch = torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).copy())  # channels first, as theirs
                 read, start = read + time.perf_counter() - start, time.perf_counter()
-                with torch.no_grad(), exact():
-                    x = functional.interpolate(batch.to(args.device), (299, 299), mode="bilinear", align_corners=False)
-                    found.append(plain(2 * x - 1).pool.cpu().numpy())
+                found.append(through(batch))
                 passed += time.perf_counter() - start
             parts["read"].append(read)
             parts["network"].append(passed)
@@ -91,11 +93,12 @@ def main() -> None:
         contenders = {"ours": timed("ours", lambda: embed(encoder, images)), "files": timed("files", by_files)}
         seconds = alternate(contenders, args.rounds)
         processor = {name: values[1:] for name, values in processor.items()}  # without the warm-up
-    ends = distances(args.samples)
+    ends = distances(args.samples, theirs.shape[1])
     times = {name: float(np.median(values)) / args.images * args.samples for name, values in seconds.items()}
     totals = {name: round(times[name] + ends[name], 1) for name in times}
     report(
         "fid",
+        network=args.network,
         images=args.images,
         features=ratio(seconds, "ours", "files"),
         features_processor=ratio(processor, "ours", "files"),
@@ -111,16 +114,58 @@ def main() -> None:
     )
 
 
-def distances(n: int) -> dict[str, float]:
-    """Seconds from n features to the distance at 2,048 dimensions: covariances, and ours or SciPy's root."""
+def inception_sides(folder: Path, device: str) -> tuple[Any, Through]:
+    """Our encoder, and the plain network as pytorch-fid runs it, with the same random weights."""
+    import torch
+    from torch.nn import functional
+
+    from twofold.measure.inception import InceptionEncoder, exact
+    from twofold.networks.inception import Inception
+
+    plain = Inception().eval().requires_grad_(False)
+    for part in plain.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_var.fill_(0.1)  # keeps the features near 1, where random weights would let them vanish
+    plain.to(device)
+    torch.save(plain.state_dict(), folder / "w.pth")
+
+    def through(batch: torch.Tensor) -> np.ndarray:
+        with torch.no_grad(), exact():
+            x = functional.interpolate(batch.to(device), (299, 299), mode="bilinear", align_corners=False)
+            return plain(2 * x - 1).pool.cpu().numpy()
+
+    return InceptionEncoder(folder / "w.pth", device), through
+
+
+def convnet_sides() -> tuple[Any, Through]:
+    """A small classifier's encoder, and the same network fed with float images from files."""
+    import torch
+
+    from twofold.measure import encoder
+    from twofold.networks import build
+    from twofold.recognize.classifier import NetworkClassifier
+    from twofold.settings.network import ConvNetSettings
+
+    shape = (3, 32, 32)
+    network = build(ConvNetSettings(channels=8), shape, 10)
+    ours = encoder("convnet", NetworkClassifier(network, [str(k) for k in range(10)], shape).eval())
+
+    def through(batch: torch.Tensor) -> np.ndarray:
+        return ours.embed((batch * 255).round().to(torch.uint8)).numpy()
+
+    return ours, through
+
+
+def distances(n: int, dims: int) -> dict[str, float]:
+    """Seconds from n features to their distance: covariances, and ours or SciPy's root."""
     import numpy as np
     import scipy.linalg
 
     from twofold.measure import Gaussian, frechet_distance
 
     random = np.random.default_rng(0)
-    rows = random.standard_normal((n, 2048), dtype=np.float32)
-    other = Gaussian.of(random.standard_normal((n, 2048), dtype=np.float32))
+    rows = random.standard_normal((n, dims), dtype=np.float32)
+    other = Gaussian.of(random.standard_normal((n, dims), dtype=np.float32))
     start = time.perf_counter()
     ours = frechet_distance(Gaussian.of(rows), other)
     seconds = {"ours": round(time.perf_counter() - start, 2)}

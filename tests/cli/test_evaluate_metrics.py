@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from twofold.cli import compared
 from twofold.cli.generated import Generated
 from twofold.cli.main import main
-from twofold.data import open_store, spread
+from twofold.data import open_store
 from twofold.measure import Gaussian, PixelEncoder, embed, frechet_distance, inception
 from twofold.settings.data import DataSettings
 
@@ -198,19 +198,29 @@ def test_an_encoder_from_transformers(run: Path, tmp_path: Path, capsys: pytest.
 
 def test_many_samples_are_thinned_for_neighbours_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared, "MOST_KEPT", 10)
-    monkeypatch.setattr(compared, "spread_rows", lambda n, most=10: spread(n, most))
 
     class Narrow(PixelEncoder):
         batch = 7
 
     images = digits()[:45]
     kept, whole = compared.seen(Narrow(), images, True)
-    assert torch.equal(kept, embed(PixelEncoder(), images)[spread(45, 10)])
+    assert torch.equal(kept, embed(PixelEncoder(), images)[compared.spread_rows(45)])
     expected = Gaussian.of(embed(PixelEncoder(), images))
     assert whole.n == 45
     np.testing.assert_allclose(whole.covariance, expected.covariance, atol=1e-12)
     notes = compared.facts(Generated(images, None), Narrow(), {"data": "digits"})["notes"]
-    assert notes == ["neighbours and kernel distance: 10 of 45 samples, at even distances"]
+    assert notes == ["neighbours and kernel distance: 10 of 45 samples, one from each stretch"]
+
+
+def test_thinning_keeps_every_class_where_they_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second of images whose classes come in turn would be of every second class."""
+    monkeypatch.setattr(compared, "MOST_KEPT", 5000)
+    for n in (5001, 10_000, 50_000, 99_999):
+        rows = compared.spread_rows(n)
+        assert len(rows) == 5000 and (np.diff(rows) > 0).all() and 0 <= rows[0] <= rows[-1] < n
+        assert (abs(np.bincount(rows % 10, minlength=10) - 500) < 120).all(), n
+        assert np.array_equal(rows, compared.spread_rows(n))
+    assert np.array_equal(compared.spread_rows(4999), np.arange(4999))
 
 
 def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,10 +228,15 @@ def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: 
     assert main(["evaluate", "data=digits", f"save_statistics={file}", "--quiet"]) == 0
     given = samples(tmp_path / "fake.npz")
     np.savez(tmp_path / "short.npz", mu=np.zeros(5), sigma=np.eye(5))
+    said_so = np.array(json.dumps({"encoder": "dinov2-base"}))
+    np.savez(tmp_path / "dino.npz", mu=np.zeros(5), sigma=np.eye(5), about=said_so)
+    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((9, 8, 9, 1), np.uint8))
     np.savez(tmp_path / "labels.npz", arr_0=np.zeros((9, 8, 8, 1), np.uint8), arr_1=np.zeros(3, np.int64))
     script = ["encoder=inception", f"weights={weights}"]
     for words, expected in (
         ([], "neither images nor a model are named"),
+        (["data=digits", f"save_statistics={tmp_path / 'x.npz'}", f"reference={file}"], "nothing to compare with it"),
+        ([str(given), f"reference={tmp_path / 'dino.npz'}"], "say where it is: encoder=transformers:ORG/dinov2-base"),
         ([str(given), f"reference={tmp_path / 'none.npz'}"], "no such file"),
         (
             [str(given), f"reference={tmp_path / 'short.npz'}", "encoder=pixels"],
@@ -243,6 +258,10 @@ def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: 
         ([str(given), f"reference={file}", f"classifier={run}"], "classifier: there is no data"),
         ([str(given), f"reference={file}", "metrics=[sfid]"], "holds no mu_s"),
         ([str(given), f"reference={given}", "data=digits"], "holds images only"),
+        (
+            [str(given), f"reference={tmp_path / 'wide.npz'}", "encoder=pixels"],
+            "its images are 1 x 8 x 9, the generated",
+        ),
         ([str(given)], "not given, and the images come from no run"),
     ):
         assert main(["evaluate", *words, "--quiet"]) == 2, words

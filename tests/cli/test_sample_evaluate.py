@@ -19,6 +19,7 @@ from twofold.cli import sample as sample_verb
 from twofold.cli.main import main
 from twofold.data import open_store
 from twofold.denoiser import NetworkDenoiser
+from twofold.measure.statfile import read_statistics
 from twofold.settings.data import DataSettings
 from twofold.settings.presets import open_preset
 from twofold.settings.resolve import resolve
@@ -197,6 +198,11 @@ def test_mistakes_are_told_before_sampling(
         (run, ["data=digits", "data.test_share=0", "split=test"], "data.test_share is 0"),
         (run, ["n=4"], "n=4"),
         (unconditional, ["guidance=2"], "guidance=2: this model is unconditional"),
+        (run, ["save_statistics=x.pkl"], "statistics are kept as .npz; name it x.pkl.npz"),
+        (judge, ["reference=x.npz"], "is a classifier: its answers are measured, no images; leave reference out"),
+        (judge, ["metrics=[kid]"], "leave metrics out"),
+        (run, ["--out", str(judge / "model.safetensors")], "model.safetensors: is a file; give a folder"),
+        (run, [f"save_statistics={judge / 'settings.yaml/x.npz'}"], "settings.yaml: is a file; give a folder"),
     ):
         assert main(["evaluate", str(source), *words, "--quiet"]) == 2, words
         assert expected in said(capsys)
@@ -270,3 +276,10 @@ def test_large_images_are_averaged_down(tmp_path: Path, capsys: pytest.CaptureFi
     settings = verb.EvaluateSettings(data=DataSettings(source=str(tmp_path / "real")))
     yardstick = verb.prepare(open_store(verb.data_of(tmp_path, settings)), settings, torch.device("cpu"))
     assert yardstick.encoder.name == "pixels36"
+
+
+def test_statistics_of_real_images_as_a_classifier_sees_them(judge: Path, tmp_path: Path) -> None:
+    file = tmp_path / "digits.npz"
+    words = ["data=digits", "encoder=convnet", f"classifier={judge}", f"save_statistics={file}", "--quiet"]
+    assert main(["evaluate", *words]) == 0
+    assert read_statistics(file).about["encoder"] == "convnet"

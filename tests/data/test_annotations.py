@@ -157,7 +157,7 @@ def test_columns_that_are_not_there(put_table: PutTable) -> None:
 
 
 def test_columns_of_the_wrong_type(put_table: PutTable) -> None:
-    put_table("x.parquet", image=CELLS, label=[0, 1, 0, 1], share=[0.5] * 4)
+    put_table("x.parquet", image=CELLS, label=[0, 1, 0, 1], share=[0.5] * 4, tags=[[0, 1]] * 4)
     start = "x.parquet: "
     image = "takes a column of encoded images: binary, or struct of bytes and path"
     for name in ("image_column", "mask_column", "pair_column"):
@@ -166,6 +166,7 @@ def test_columns_of_the_wrong_type(put_table: PutTable) -> None:
         f"{start}share: holds double; data.attribute_columns takes columns of 0, 1 and -1 or of true and false, or one "
         "column of lists of these"
     )
+    assert error(attribute_columns=["label", "tags"]).startswith(f"{start}tags: holds list<")  # a list stands alone
     assert error(points_column="label") == (
         f"{start}label: holds int64; data.points_column takes a column of lists of numbers"
     )
@@ -193,8 +194,14 @@ def test_points_that_are_none(put_table: PutTable) -> None:
         key_points([1, 2, 3], None, "x")
     with pytest.raises(UserError, match="x: holds a point that has not two coordinates"):
         key_points([[1, 2], [1, 2, 3], [4]], None, "x")
-    with pytest.raises(UserError, match="x: is no list of numbers"):
-        key_points("left eye", None, "x")
+    for value in ("left eye", "{}", "3"):
+        with pytest.raises(UserError, match="x: is no list of numbers"):
+            key_points(value, None, "x")
+    with pytest.raises(UserError, match="x: holds no point"):
+        key_points([], None, "x")
+    put_table("y.parquet", image=CELLS, p=[[1.0, 2.0]] * 3 + [[1.0, float("inf")]])
+    with pytest.raises(UserError, match="^y.parquet row 3: p: holds an infinite coordinate"):
+        list(open_source(DataSettings(source="y.parquet", points_column="p")).items())
 
 
 def test_empty_cells_of_masks(put_table: PutTable) -> None:

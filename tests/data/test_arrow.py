@@ -139,6 +139,9 @@ def test_what_is_damaged(here: Path, put: Callable[..., Path]) -> None:
     assert error("saved") == (
         "data=saved/data-00000-of-00001.arrow: is not there, but state.json names it; save the data set again"
     )
+    put("saved/dataset_dict.json", b'{"splits": [1, 2]}')
+    assert error("saved").startswith("data=saved: none of its splits (1, 2) is called train")
+    (here / "saved/dataset_dict.json").unlink()
     put("saved/state.json", b"[]")
     assert error("saved") == "data=saved/state.json: does not list '_data_files'; save the data set again"
 

@@ -167,8 +167,15 @@ def test_tables_that_do_not_fit(put: Put) -> None:
         "x/metadata.csv row 0: yes: is 3, which is no attribute; attributes are 0, 1, or -1 for unknown"
     )
     assert error(label_column="lable").startswith("data.label_column=lable: x/metadata.csv has no such column; valid:")
+    put("x/metadata.csv", b"file_name,label\na.png,NA\n")  # a class like any other
+    assert open_source(DataSettings(source="x")).classes() == ["NA"]
     put("x/metadata.jsonl", b"{}")
     assert error() == "x: holds both metadata.csv and metadata.jsonl; keep one of them"
+
+
+def test_a_mask_column_that_holds_no_paths(put: Put) -> None:
+    put("x/a.png"), put("x/metadata.jsonl", b'{"file_name": "a.png", "m": {"path": "b.png"}}')
+    assert error(mask_column="m").startswith("x/metadata.jsonl: m: holds struct<path: string>, which is no path")
 
 
 def test_columns_need_a_table(put: Put) -> None:

@@ -137,6 +137,8 @@ def test_imagenet_that_lacks_something(put: Put) -> None:
         "in/val_labels.txt: holds 2 classes without images' names, and there are 1 images; "
         "it needs a line for each image, sorted by name"
     )
+    put("in/val_labels.txt", b"\xff\xfe")
+    assert error("in").startswith("in/val_labels.txt line 1: names no WordNet id")
 
 
 # -- CelebA ----------------------------------------------------------------------------------------------------------
@@ -217,6 +219,13 @@ def test_celeba_that_lacks_something(put: Put, here: Path) -> None:
     assert error("c").startswith("c/list_eval_partition.txt line 2: has 2 values, unlike the lines above;")
     put("c/list_eval_partition.txt", f"{FACES[0]} train\n".encode())
     assert error("c").startswith("c/list_eval_partition.txt line 1: holds no whole numbers")
+    put("c/list_eval_partition.txt", f"{FACES[0]} 99999999999\n".encode())
+    assert error("c").startswith("c/list_eval_partition.txt line 1: holds no whole numbers")
+    put("c/list_eval_partition.txt", b"\xff\xfe\n")
+    assert error("c").startswith("c/list_eval_partition.txt: is no list of images and their values")
+    put("c/list_eval_partition.txt", "".join(f"{face} 0\n" for face in FACES).encode())
+    put("c/list_landmarks_align_celeba.txt", ("5\nx y z\n" + "".join(f"{face} 1 2 3\n" for face in FACES)).encode())
+    assert error("c").startswith("c/list_landmarks_align_celeba.txt: a point has not two coordinates")
     os.remove(here / "c/list_eval_partition.txt")
     assert error("c") == "c/list_eval_partition.txt: is not there; download it with the other lists"
 
@@ -317,6 +326,10 @@ def test_idx_that_is_damaged(put: Put, here: Path) -> None:
     )
     put("m/train-images-idx3-ubyte", b"<html>not found</html>")
     assert error("m").startswith("m/train-images-idx3-ubyte: cannot be read as idx (it does not begin with 0 0 8 3)")
+    put("m/train-images-idx3-ubyte", idx(pixels(0, 4, 5, 6)))
+    list(open_source(DataSettings(source="m")).items())
+    put("m/train-labels-idx1-ubyte", idx(np.full(4, 77, np.uint8)))  # a file that changes is read again
+    assert error("m").startswith("data=m: train-images:0: its label is 77, but there are 10 classes")
     os.remove(here / "m/t10k-labels-idx1-ubyte"), put("m/train-images-idx3-ubyte", idx(pixels(0, 4, 5, 6)))
     assert error("m").startswith("m/t10k-labels-idx1-ubyte: is not there, neither plain nor as .gz")
 

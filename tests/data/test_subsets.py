@@ -57,10 +57,11 @@ def test_the_published_format_and_our_own_say_the_same(wnids: DataSettings, put:
     chosen = [row for row in store.indices("train") if store.id(row).endswith(("_3.JPEG", "_7.JPEG"))]
     put("dpt.txt", "\n".join(store.id(row).rpartition("/")[2] for row in chosen[::-1]).encode() + b"\n\n")
     put("own.csv", labels_csv(store, np.array(chosen)).encode())
+    put("sheet.csv", b"\xef\xbb\xbf" + labels_csv(store, np.array(chosen)).encode())  # as spreadsheets write it
     put("numbers.csv", b"id, label\n" + b"".join(f"{store.id(r)},{store.labels[r]}\n".encode() for r in chosen))
     expected = store.labels.copy()
     expected[np.setdiff1d(store.indices("train"), chosen)] = -1
-    for file in ("dpt.txt", "own.csv", "numbers.csv"):
+    for file in ("dpt.txt", "own.csv", "sheet.csv", "numbers.csv"):
         np.testing.assert_array_equal(store_with(wnids, labels=file).labels, expected)
 
 
@@ -76,6 +77,7 @@ def test_the_published_format_and_our_own_say_the_same(wnids: DataSettings, put:
         ("id,clas\nx,y", "f.txt: its columns are id, clas; give it the columns id, and class or label"),
         ("id,class\ntrain/n01/n01_1.JPEG,n03", r"f.txt line 2: there is no class 'n03'; did you mean 'n0"),
         ("id,label\ntrain/n01/n01_1.JPEG,2", "f.txt line 2: there is no label 2; labels are 0 to 1"),
+        ("id,label\ntrain/n01/n01_1.JPEG,--1", "f.txt line 2: there is no class '--1'"),
         ("id,class\nn01_1.JPEG,n01", "f.txt line 2: the data has no image n01_1.JPEG; its images are called"),
     ],
 )
@@ -90,6 +92,8 @@ def test_names_that_are_not_unique_or_not_there(wnids: DataSettings, put: Put) -
     put("x/train/n02/deep/n01_1.JPEG", pixels(5, 4, 4)), put("f.txt", b"n01_1.JPEG")
     with pytest.raises(UserError, match=r"line 1: n01_1.JPEG may be train/n01/n01_1.JPEG and train/n02/deep/n01_1"):
         _ = store_with(wnids, labels="f.txt").labels
+    put("x/val/n01/n01_2.JPEG", pixels(6, 4, 4)), put("f.txt", b"n01_2.JPEG")  # the same name, and not for training
+    assert labelled(store_with(wnids, labels="f.txt")) == ["train/n01/n01_2.JPEG"]
     with pytest.raises(UserError, match="^data.labels=gone.txt: cannot be read"):
         _ = store_with(wnids, labels="gone.txt").labels
     put("g.txt", b"\xff\xfe\x00")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +270,23 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"fc.weight": Trap()}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="cannot be read as weights"):
         InceptionEncoder(tmp_path / "w.pth")
+
+
+def test_a_damaged_archive_and_a_download_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"fc.weight": torch.zeros(9, 9)}, tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[content.rindex(b"PK\x01\x02")] = 0  # its end is there, its list of members is not
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        InceptionEncoder(tmp_path / "w.pth")
+
+    def cut(*_: object, **__: object) -> object:
+        raise http.client.IncompleteRead(b"", 9)
+
+    monkeypatch.setattr(inception.urllib.request, "urlopen", cut)
+    with pytest.raises(UserError, match="could not be downloaded .IncompleteRead"):
+        inception.download(tmp_path / "cache/w.pth")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 class Script(nn.Module):

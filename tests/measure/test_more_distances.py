@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from twofold.errors import UserError
-from twofold.measure import density_coverage, inception_score, kernel_distance, kernel_distance_of_subsets
+from twofold.measure import density_coverage, inception_score, kernel, kernel_distance, kernel_distance_of_subsets
 from twofold.measure.neighbours import manifold_radii
 
 
@@ -32,6 +32,13 @@ def test_kernel_distance_by_hand() -> None:
     # k(a1, a2) = (0 + 1)^3, k(b1, b2) = 1, k(a., b1) = (1/2 + 1)^3, k(a., b2) = 1
     expected = 1 + 1 - 2 * (2 * 1.5**3 + 2) / 4
     assert kernel_distance(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_kernel_distance_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = vectors(23), vectors(31, seed=1, shift=0.5)
+    whole = kernel_distance(a, b)
+    monkeypatch.setattr(kernel, "BLOCK", 7)
+    assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)
 
 
 def test_kernel_distance_equals_torchmetrics() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twofold.errors import UserError
@@ -125,6 +126,41 @@ def test_sizes_in_every_way_they_are_written(dino: Path) -> None:
     assert sizes({"size": 32, "crop_size": 28, "do_center_crop": True}, model) == (32, (28, 28))
     assert sizes({"size": {"height": 20, "width": 30}}, model) == ((20, 30), None)
     assert sizes(PROCESSOR, model) == (32, (28, 28))
+    assert sizes({"size": {"longest_edge": 500}}, model) == ((28, 28), None)
+
+
+@pytest.mark.parametrize("edge", [24, 384])
+def test_convnext_crops_by_a_share(tmp_path: Path, edge: int) -> None:
+    """Resized by Pillow there and by torch here: at most one level of 255 apart, up to the normalisation."""
+    layers = {"hidden_sizes": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}
+    transformers.ConvNextModel(transformers.ConvNextConfig(**layers)).save_pretrained(tmp_path / "tiny")
+    processor = pytest.importorskip("transformers.models.convnext.image_processing_pil_convnext")
+    theirs = processor.ConvNextImageProcessorPil(size={"shortest_edge": edge}, crop_pct=0.8)
+    theirs.save_pretrained(tmp_path / "tiny")
+    found, images = TransformersEncoder(str(tmp_path / "tiny")), pictures(2, 40, 52)
+    expected = theirs([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images], return_tensors="np")
+    ours = found.prepare(images).numpy()
+    assert ours.shape == expected["pixel_values"].shape == (2, 3, edge, edge)
+    assert np.abs(ours - expected["pixel_values"]).max() < 1.05 / 255 / 0.224
+
+
+def test_a_pooling_layer_without_weights_is_not_read(tmp_path: Path) -> None:
+    """A classifier's file has none; transformers would make one up, another one each time."""
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(image_size=16, patch_size=8, **small)
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "vit")
+    one, two = (TransformersEncoder(str(tmp_path / "vit")) for _ in range(2))
+    assert one.version == two.version and torch.equal(one.embed(pictures()), two.embed(pictures()))
+    with torch.no_grad():
+        expected = model.vit(pixel_values=one.prepare(pictures())).last_hidden_state[:, 0]
+    torch.testing.assert_close(one.embed(pictures()), expected)
+    file = tmp_path / "vit/model.safetensors"
+    tensors = load_file(file)
+    del tensors["vit.layernorm.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights \(3 missing: layernorm.weight, pooler.dense.bias"):
+        TransformersEncoder(str(tmp_path / "vit"))
 
 
 def test_what_is_no_image_model(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_images_alone_or_beside(tmp_path: Path) -> None:
     found = read_statistics(tmp_path / "images.npz")
     assert found.gaussian is None and found.images is not None and found.images.shape == (5, 3, 4, 6)
     assert (found.images[1, :, 2, 3].numpy() == images[1, 2, 3]).all()
+    assert found.identity["images"] == 5
     rows = features()
     np.savez(tmp_path / "both.npz", arr_0=images, mu=rows.mean(0), sigma=np.cov(rows.T))
     assert read_statistics(tmp_path / "both.npz").gaussian is not None
@@ -79,7 +80,9 @@ def test_images_alone_or_beside(tmp_path: Path) -> None:
         ({"mu": np.zeros(5000), "sigma": np.eye(1)}, "is no statistics file"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "is no statistics file"),
         ({"arr_0": np.zeros((3, 4, 4, 3))}, "arr_0 float64"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("[1]")}, "holds about, mu, sigma"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("[1]")}, "`about` is no description"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array('{"data_hash": 3}')}, "`about` is no description"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array('{"images": "9"}')}, "`about` says '9' images"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("{")}, "is no statistics file"),
     ],
 )

@@ -85,18 +85,20 @@ def compare_to_file(
     given: Generated, file: StatisticsFile, encoder: Encoder, settings: EvaluateSettings, quiet: bool
 ) -> dict[str, Any] | None:
     """The distance to a statistics file, and what else its images allow where it holds them (as ADM's do)."""
-    from ..measure import Gaussian, embed, frechet_distance, processes, result_name
+    from ..measure import frechet_distance, processes, result_name
 
     say("measuring ...", quiet)
     ours, whole = seen(encoder, given.images, quiet)
-    real = None
+    real, target = None, file.gaussian
     if file.images is not None:
-        real = embed(encoder, file.images[spread_rows(len(file.images))], share=True)
+        real, of_images = seen(encoder, file.images, quiet, "the real images")
+        target = target or of_images
+    assert target is not None  # a file holds the one or the other
     own = embed_spatial(encoder, given.images, settings, quiet) if file.spatial is not None else None
     if not processes.is_first():
         return None
     asked = further(settings, encoder)
-    distance = frechet_distance(whole, file.gaussian or Gaussian.of(real))  # type: ignore[arg-type]
+    distance = frechet_distance(whole, target)
     metrics = {} if getattr(encoder, "published", False) else {result_name(encoder.name): {"samples": distance}}
     metrics |= inception_rows(encoder, asked, distance, (own, file.spatial), ours)
     metrics |= image_rows(encoder.name, asked, real, ours) if real is not None else {}
@@ -140,33 +142,37 @@ def targets(
         return whole, reference(store, settings.split, spatial, progress=progress, share=True).gaussian
 
 
-def seen(encoder: Encoder, images: Tensor, quiet: bool) -> tuple[Tensor, Gaussian]:
-    """(features of at most `MOST_KEPT` of the samples, the Gaussian of all of them)."""
+def seen(encoder: Encoder, images: Tensor, quiet: bool, what: str = "the samples") -> tuple[Tensor, Gaussian]:
+    """(features of at most `MOST_KEPT` of the images, the Gaussian of all of them, empty but in the first process)."""
     import torch
 
-    from ..measure import Gaussian, embed, processes
+    from ..measure import Gaussian, processes
 
-    if len(images) <= MOST_KEPT:
-        features = embed(encoder, images, share=True)
-        return features, Gaussian.of(features) if processes.is_first() else Gaussian()
+    n, size = len(images), getattr(encoder, "batch", 512)
     kept, whole, done = [], Gaussian(), 0
-    chosen = set(spread_rows(len(images)).tolist())
-    size = getattr(encoder, "batch", 512)
+    chosen = set(spread_rows(n).tolist())
     work = lambda part: encoder.embed(images[part]).float()  # noqa: E731
-    with Progress("embedding the samples", quiet) as progress:
-        for features in processes.batches(len(images), size, work):
-            whole.update(features)
+    with Progress(f"embedding {what}", quiet or not hasattr(encoder, "transform")) as progress:
+        for features in processes.batches(n, size, work):
+            if n > MOST_KEPT and processes.is_first():
+                whole.update(features)
             kept.append(features[[i for i in range(len(features)) if done + i in chosen]])
             done += len(features)
-            progress(done, len(images))
-    return torch.cat(kept), whole
+            progress(done, n)
+    rows = torch.cat(kept)
+    # all at once where that is possible: of few vectors the Gaussian then knows more than its covariance
+    return rows, Gaussian.of(rows) if n <= MOST_KEPT and processes.is_first() else whole
 
 
-def spread_rows(n: int, most: int = MOST_KEPT) -> np.ndarray:
-    """All of n, or `most` of them at even distances."""
-    from ..data import spread
+def spread_rows(n: int) -> np.ndarray:
+    """All of n, or `MOST_KEPT` of them: one at random from each of as many equal stretches, because where classes come
+    in turn even distances may meet some of them only."""
+    import numpy as np
 
-    return spread(n, most)
+    if n <= MOST_KEPT:
+        return np.arange(n)
+    edges = np.arange(MOST_KEPT + 1) * n // MOST_KEPT
+    return edges[:-1] + np.random.default_rng([0, 6]).integers(np.diff(edges))
 
 
 def embed_spatial(encoder: Encoder, images: Tensor, settings: EvaluateSettings, quiet: bool) -> Gaussian | None:
@@ -248,7 +254,7 @@ def facts(given: Generated, encoder: Encoder, reference: dict[str, Any]) -> dict
         if not encoder.published:
             notes.append(f"{encoder.file} is not the published file: not FID")  # type: ignore[attr-defined]
     if n > MOST_KEPT:
-        notes.append(f"neighbours and kernel distance: {MOST_KEPT:,} of {n:,} samples, at even distances")
+        notes.append(f"neighbours and kernel distance: {MOST_KEPT:,} of {n:,} samples, one from each stretch")
     return {"request": request, "notes": notes, "note": in_words(request)}
 
 

@@ -159,7 +159,7 @@ def labels(store: Store, args: argparse.Namespace) -> None:
 
     train = store.indices("train")
     k, seed = args.chosen["per_class"], args.chosen["seed"]
-    rows = train[label_subsets(store.all_labels[train], [k], 1, seed)[k][0]]
+    rows = train[label_subsets(store.all_labels[train], [k], 1, seed, "per_class")[k][0]]
     path = _written(args.out, labels_csv(store, rows))
     print(f"{path}: {len(rows):,} images, {k} of each class; train with data.labels={path}")
 
@@ -168,6 +168,8 @@ def _written(out: str, text: str) -> Path:
     from ..files import atomic_bytes
 
     path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out}", "is a folder", "name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_bytes(path, text)
     return path

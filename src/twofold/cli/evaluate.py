@@ -14,7 +14,7 @@ from .answered import judge
 from .compared import check_reference, compare, compare_to_file, save_statistics
 from .generated import Generated, check_request, draw_samples, pixels_hash, read_images
 from .show import Progress, say
-from .yardstick import check_images, named, prepare
+from .yardstick import check_images, judge_of, named, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..settings.data import DataSettings
 
 OPTIONS = ("--out", "--device", "--quiet")
+OF_IMAGES = ("encoder", "weights", "metrics", "reference", "save_statistics", "classifier")  # not of a classifier
 
 
 def settings_model() -> type[EvaluateSettings]:
@@ -40,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(EvaluateSettings, [("command line", parse_assignments(args.assignments))])
+    out = Path(args.out) if args.out else None
+    check_places(settings, out)
     if args.source is None:
         return write_reference(settings, args.device, args.quiet)
-    out = Path(args.out) if args.out else None
     found, page = evaluate(args.source, settings, args.device, args.quiet, out)
     if found:  # in the first process
         print_table(found)
@@ -56,13 +58,19 @@ def write_reference(settings: EvaluateSettings, device: str | None, quiet: bool)
     if settings.save_statistics is None or settings.data is None:
         what = "neither images nor a model are named"
         raise UserError("twofold evaluate", what, "name them, or give data=SOURCE and save_statistics=FILE.npz")
+    if settings.reference is not None:
+        raise UserError(
+            f"reference={settings.reference}", "there is nothing to compare with it", "name a run or images"
+        )
     say("loading torch ...", quiet)
     from ..learn.training import make_accelerator
 
     accelerator = make_accelerator(device)
     quiet = quiet or not accelerator.is_main_process
     store = packed(settings.data, quiet)
-    about = save_statistics(store, settings, named(settings, store.shape, accelerator.device), quiet)
+    classifier = judge_of(settings, store, accelerator.device)
+    encoder = named(settings, store.shape, accelerator.device, classifier=classifier)
+    about = save_statistics(store, settings, encoder, quiet)
     if about is not None:
         print(f"{settings.save_statistics}: {about['images']:,} images of {about['data']}, encoder {about['encoder']}")
     return 0
@@ -111,6 +119,7 @@ def evaluate(
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     given, store = None, None
     if model is not None and not isinstance(model, Denoiser):
+        check_judged(source, settings)
         found = judge(model, packed(data_of(path, settings), quiet), settings, quiet) if first else None
     else:
         given, store, found = against(path, model, settings, place, quiet)
@@ -125,6 +134,22 @@ def evaluate(
 
         page = report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
     return found, page
+
+
+def check_places(settings: EvaluateSettings, out: Path | None) -> None:
+    """Raises `UserError` where results could not be written in the end, because a file is where a folder must be."""
+    statistics = Path(settings.save_statistics).parent if settings.save_statistics else None
+    for where, folder in (("--out", out), ("save_statistics", statistics)):
+        there = next((place for place in (folder, *folder.parents) if place.exists()), None) if folder else None
+        if there is not None and not there.is_dir():
+            raise UserError(f"{where}: {there}", "is a file", "give a folder")
+
+
+def check_judged(source: str, settings: EvaluateSettings) -> None:
+    """Raises `UserError` for what is asked of a classifier and can be had of images only."""
+    for name in OF_IMAGES:
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            raise UserError(name, f"{source} is a classifier: its answers are measured, no images", f"leave {name} out")
 
 
 def against(

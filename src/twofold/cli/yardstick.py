@@ -42,11 +42,7 @@ def prepare(
 
     file: statistics that are compared with as well; they must be of this data and of the encoder asked for.
     """
-    from ..run import load
-
-    classifier: Any = load(settings.classifier, device=device) if settings.classifier else None
-    if classifier is not None:
-        check_judge(classifier, store, f"classifier={settings.classifier}")
+    classifier = judge_of(settings, store, device)
     chosen = named(settings, store.shape, device, file, classifier, store.content_hash)
     store.indices(settings.split)  # raises where it is empty
     train = part_of(store, "train")
@@ -78,11 +74,17 @@ def named(
     if file is not None and name == "auto":
         told = str(file.about.get("encoder", "inception"))
         name = "inception" if told.startswith("inception") else told
+        if name not in ("inception", "convnet") and not name.startswith("pixels"):
+            what = f"was made with encoder {told}, a pretrained model"
+            raise UserError(f"reference={file.path}", what, f"say where it is: encoder=transformers:ORG/{told}")
     chosen = encoder(check_fits(name, tuple(shape)), classifier, settings.weights, device)  # type: ignore[arg-type]
     further(settings, chosen)  # raises where the encoder has no such metric
     if file is not None:
         dims = chosen.embed(torch.zeros((1, *shape), dtype=torch.uint8)).shape[1]
         check_statistics(file, chosen, dims, data_hash)
+        if file.images is not None and chosen.embed(file.images[:1]).shape[1] != dims:
+            what = f"its images are {by(file.images.shape[1:])}, the generated ones {by(shape)}"
+            raise UserError(f"reference={file.path}", what, f"encoder {chosen.name} tells them apart; use another")
     return chosen
 
 
@@ -108,6 +110,17 @@ def fewest() -> int:
     from ..measure.quality import NEIGHBOURS
 
     return NEIGHBOURS + 2
+
+
+def judge_of(settings: EvaluateSettings, store: Store, device: torch.device) -> Any:
+    """The classifier that the settings name, None if they name none. Raises `UserError` where it cannot judge."""
+    from ..run import load
+
+    if settings.classifier is None:
+        return None
+    classifier = load(settings.classifier, device=device)
+    check_judge(classifier, store, f"classifier={settings.classifier}")
+    return classifier
 
 
 def check_judge(model: Any, store: Store, where: str) -> None:

@@ -95,7 +95,8 @@ class Annotations:
         existing(shard.schema, column, setting, shard.name)
         type = shard.schema.field(column).type
         allowed, words = KINDS[setting]
-        if not any(allows(type) for allows in allowed()):
+        is_one_of_several = setting == "attribute_columns" and len(self.attributes) > 1
+        if not any(allows(type) for allows in allowed()) or (is_one_of_several and _is_list(type)):
             raise UserError(f"{shard.name}: {column}", f"holds {type}", f"data.{setting} takes {words}")
 
     def _attributes(self, batch: Any, shard: Any, row: int) -> list[tuple[int, ...]]:
@@ -172,15 +173,21 @@ def key_points(value: Any, count: int | None, where: str) -> np.ndarray:
         return np.full((count, 2), np.nan, np.float32)
     try:
         value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise TypeError(type(value).__name__)
         flat = [x for entry in value for x in (entry if isinstance(entry, list | tuple) else (entry,))]
         numbers = np.array([np.nan if x is None else float(x) for x in flat], np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(where, "is no list of numbers", hint) from error
     if any(isinstance(entry, list | tuple) and len(entry) != 2 for entry in value) or len(numbers) % 2:
         raise UserError(where, "holds a point that has not two coordinates", hint)
+    if np.isinf(numbers).any():
+        raise UserError(where, "holds an infinite coordinate", "null means that a point is not there")
     points = numbers.reshape(-1, 2)
     if count is not None and len(points) != count:
         raise UserError(where, f"holds {len(points)} points, but the first image has {count}", "all need the same ones")
+    if not len(points):
+        raise UserError(where, "holds no point", hint)
     return points
 
 
@@ -239,11 +246,11 @@ def _codes(column: Any) -> np.ndarray:
     """int64 (rows,), empty cells as -1."""
     import pyarrow as pa
 
-    return np.asarray(column.cast(pa.int64()).fill_null(-1)).astype(np.int64)
+    return np.asarray(column.cast(pa.int64(), safe=False).fill_null(-1)).astype(np.int64)
 
 
 def _even(column: Any, width: int) -> np.ndarray | None:
-    """float32 (rows, width) of a list column where every list has that many numbers; None where one has not."""
+    """float32 (rows, width) of a list column where every list has that many numbers, none infinite; else None."""
     import pyarrow.compute as pc
     import pyarrow.types as types
 
@@ -252,7 +259,8 @@ def _even(column: Any, width: int) -> np.ndarray | None:
     values = column.flatten()
     if values.null_count or not pc.all(pc.equal(pc.list_value_length(column), width)).as_py():
         return None
-    return np.asarray(values).astype(np.float32).reshape(-1, width)
+    table = np.asarray(values).astype(np.float32).reshape(-1, width)
+    return None if np.isinf(table).any() else table
 
 
 def _is_list(type: Any) -> bool:

@@ -183,8 +183,10 @@ def _idx_file(root: Path, name: str) -> Path:
 
 
 def _idx_reader(images: Path, labels: Path) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+    read = lru_cache(maxsize=2)(_idx)  # kept, since a packed file can only be read from its front
+
     def load(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        return _idx(images, 3)[first:last], _idx(labels, 1)[first:last].astype(np.int64)
+        return read(images, 3)[first:last], read(labels, 1)[first:last].astype(np.int64)
 
     return load
 
@@ -201,9 +203,8 @@ def _idx_shape(path: Path, axes: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.frombuffer(header, ">u4", axes, 4))
 
 
-@lru_cache(maxsize=4)
 def _idx(path: Path, axes: int) -> np.ndarray:
-    """All values of a file; kept, since a packed one can only be read from its front."""
+    """All values of a file."""
     shape = _idx_shape(path, axes)
     try:
         with _opened(path) as file:

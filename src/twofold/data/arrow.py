@@ -64,7 +64,7 @@ def saved(settings: DataSettings, root: Path) -> TableFiles:
     if not (root / SPLITS_FILE).is_file():
         files: dict[str, str | None] = dict.fromkeys(_files(root, where))
         return TableFiles(settings, root, list(files), ArrowShard, files)
-    names = _listed(root / SPLITS_FILE, "splits", where)
+    names = [str(name) for name in _listed(root / SPLITS_FILE, "splits", where)]
     known = [name for name in names if name.lower() in FILE_SPLITS]
     kept = known if len(names) > 1 else names
     if not kept:

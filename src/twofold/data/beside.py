@@ -245,13 +245,16 @@ class Metadata(ArrowShard):
         try:
             if self.path.suffix == ".csv":
                 texts = {name: pa.string() for name in ("file_name", s.group, s.mask_column, s.pair_column) if name}
-                options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
+                # only empty is nothing: a class may be called NA or null
+                options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
                 table = pa.csv.read_csv(self.path, convert_options=options)
             else:
                 table = pa.json.read_json(self.path)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         for name in {s.mask_column, s.pair_column} & set(table.schema.names):
+            if not (pa.types.is_string(type := table.schema.field(name).type) or pa.types.is_null(type)):
+                raise UserError(f"{self.name}: {name}", f"holds {type}, which is no path", "write paths of images")
             paths = table.column(name).combine_chunks().cast(pa.string())
             cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
             table = table.set_column(table.schema.get_field_index(name), name, cells)

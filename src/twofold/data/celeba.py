@@ -141,7 +141,10 @@ class CelebA:
         """float32 (N, 5, 2)."""
         if LANDMARKS not in self._files:
             return None
-        return self._by_name(LANDMARKS).reshape(len(self._names), -1, 2).astype(np.float32)
+        found = self._by_name(LANDMARKS)
+        if found.shape[1] % 2:
+            raise UserError(str(self._files[LANDMARKS]), "a point has not two coordinates", "download it again")
+        return found.reshape(len(found), -1, 2).astype(np.float32)
 
     @cached_property
     def _whose(self) -> dict[str, str]:
@@ -176,7 +179,7 @@ def read_list(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     header: list[str] = []
     names: list[str] = []
     values = array("i")
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:  # what is no text is no line of such a list either
         for number, line in enumerate(file, 1):
             fields = line.replace(",", " ").split()
             if not fields:
@@ -190,7 +193,7 @@ def read_list(path: Path) -> tuple[list[str], list[str], np.ndarray]:
             before = len(values)
             try:
                 values.extend(map(int, fields[1:]))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise UserError(
                     f"{path} line {number}", f"holds no whole numbers ({error})", "download it again"
                 ) from error

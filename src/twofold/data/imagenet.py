@@ -114,7 +114,7 @@ class WordNetFolder(ImageFolder):
         file = next((place / name for name in TITLES for place in self._lists if (place / name).is_file()), None)
         if file is None:
             return None
-        lines = (re.split(r"\s+", line.strip(), maxsplit=1) for line in file.read_text("utf-8").splitlines())
+        lines = (re.split(r"\s+", line.strip(), maxsplit=1) for line in file.read_text("utf-8", "replace").splitlines())
         words = {line[0]: line[1] for line in lines if len(line) == 2}
         return [words.get(wnid, wnid) for wnid in self.folder_classes]
 
@@ -126,7 +126,7 @@ def read_mapping(file: Path, images: Any) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     alone: list[str] = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:  # what is no text has no WordNet id either
         for number, fields in enumerate((re.split(r"[,\s]+", line.strip()) for line in lines), 1):
             if fields[0] in ("", "ImageId"):
                 continue

@@ -99,8 +99,9 @@ def _apportion(n: int, shares: tuple[float, ...], owed: np.ndarray) -> tuple[np.
 def stratify_groups(labels: np.ndarray, together: np.ndarray, shares: tuple[float, ...], seed: int) -> np.ndarray:
     """Splits rows at random so that rows of one component stay together, class by class as nearly as that allows.
 
-    labels: (N,). together: (N,) the first row of each row's component. Otherwise as `stratify`; single rows are
-    dealt last, and make up for what whole components have spoilt.
+    labels: (N,). together: (N,) the first row of each row's component. Otherwise as `stratify`, but a class that is one
+    component lies in one part, usually the one with the largest share; single rows are dealt last, and make up for
+    what whole components have spoilt.
     """
     _, classes = np.unique(labels, return_inverse=True)
     sizes = np.bincount(together, minlength=len(labels))

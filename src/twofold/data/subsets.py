@@ -37,20 +37,22 @@ class Labelled(Protocol):
     def id(self, i: int) -> str: ...
 
 
-def label_subsets(labels: np.ndarray, per_class: Sequence[int], draws: int, seed: int) -> dict[int, np.ndarray]:
+def label_subsets(
+    labels: np.ndarray, per_class: Sequence[int], draws: int, seed: int, setting: str = "labels_per_class"
+) -> dict[int, np.ndarray]:
     """{k: (draws, k * classes) positions in `labels`}: k images of every class, chosen at random.
 
     Nested: within a draw, the images of a smaller k are among those of a larger one. Label -1 is never chosen.
-    Raises `UserError` where a class has fewer than k images.
+    Raises `UserError`, naming the setting, where a class has fewer than k images.
     """
     classes = np.unique(labels[labels >= 0])
     if len(classes) < 2:
-        raise UserError("labels_per_class", f"the data has {len(classes)} labelled classes", "at least 2 are needed")
+        raise UserError(setting, f"the data has {len(classes)} labelled classes", "at least 2 are needed")
     members = {c: np.flatnonzero(labels == c) for c in classes}
     fewest = min(len(rows) for rows in members.values())
     for k in per_class:
         if k > fewest:
-            raise UserError(f"labels_per_class={k}", f"the smallest class has {fewest} training images", "fewer")
+            raise UserError(f"{setting}={k}", f"the smallest class has {fewest} training images", f"at most {fewest}")
     orders = []
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
@@ -113,7 +115,7 @@ def _only(labels: np.ndarray, train: np.ndarray, rows: np.ndarray, values: np.nd
 
 def _lines(path: Path) -> Iterator[Line]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
     except OSError as error:
         raise UserError(f"data.labels={path}", f"cannot be read ({error.strerror})", "give a label file") from error
     except UnicodeDecodeError as error:
@@ -142,14 +144,14 @@ def _csv_lines(path: Path, text: str) -> Iterator[Line]:
         raise UserError(str(path), f"its columns are {', '.join(names)}", "give it the columns id, and class or label")
     for row in rows:
         value = (row[column] or "").strip()
-        if column == "label" and value.lstrip("-").isdecimal():
+        if column == "label" and value.removeprefix("-").isdecimal():
             yield Line(rows.line_num, row["id"], True, int(value))
         else:
             yield Line(rows.line_num, row["id"], True, value)
 
 
 def _rows_of(path: Path, lines: list[Line], store: Labelled) -> list[int]:
-    """The row of each line's image."""
+    """The row of each line's image; of several with its name, the only one that is for training."""
     whole = all(line.whole for line in lines)
     rows: dict[str, list[int]] = {line.name: [] for line in lines}
     for row in range(len(store)):
@@ -157,17 +159,19 @@ def _rows_of(path: Path, lines: list[Line], store: Labelled) -> list[int]:
         name = name if whole else name.rpartition("/")[2]
         if name in rows:
             rows[name].append(row)
+    train = SPLITS.index("train")
     for line in lines:
-        found = rows[line.name]
-        if not found:
-            raise _wrong(path, line, f"the data has no image {line.name}", _like(line.name, store, whole))
+        if not (found := rows[line.name]):
+            raise _wrong(path, line, f"the data has no image {line.name}", _like(store, whole))
+        found = [row for row in found if store.codes[row] == train] or found
         if len(found) > 1:
             ids = " and ".join(store.id(row) for row in found[:2])
             raise _wrong(path, line, f"{line.name} may be {ids}", "write a CSV file with the columns id and class")
+        rows[line.name] = found
     return [rows[line.name][0] for line in lines]
 
 
-def _like(name: str, store: Labelled, whole: bool) -> str:
+def _like(store: Labelled, whole: bool) -> str:
     example = store.id(0) if whole else store.id(0).rpartition("/")[2]
     return f"its images are called like {example}"
 

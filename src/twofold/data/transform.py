@@ -49,6 +49,11 @@ class Placing(NamedTuple):
     size: tuple[int, int]
 
     @classmethod
+    def as_stored(cls, size: tuple[int, int]) -> Placing:
+        """That of an image that stays as it is."""
+        return cls(1, size, size, (0, 0), size)
+
+    @classmethod
     def of(cls, orientation: int, stored: tuple[int, ...], settings: DataSettings) -> Placing:
         """The placing that `size` and `fit` ask for."""
         stored = (stored[0], stored[1])

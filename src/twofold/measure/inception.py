@@ -9,7 +9,7 @@ Neither file is unpickled: a state dict is read as tensors only, a script is a p
 
 from __future__ import annotations
 
-import urllib.error
+import http.client
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -144,7 +144,7 @@ def download(path: Path) -> Path:
     try:
         with urllib.request.urlopen(ADDRESS, timeout=PATIENCE) as answer:
             data = answer.read()
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # cut short, for one
         reason = " ".join(str(error).split())
         what = f"the Inception weights {STATE_DICT} are not here, and could not be downloaded ({reason})"
         raise UserError("encoder=inception", what, hint) from None
@@ -160,10 +160,11 @@ def download(path: Path) -> Path:
 
 def is_script(path: Path) -> bool:
     """Whether a file is TorchScript: a zip archive with code in it."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):  # another kind of file, or a damaged one: reading it will say
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def read_script(path: Path, device: torch.device) -> Any:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .frechet import as_rows
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # as published
-BLOCK = 1024  # rows of a kernel matrix at a time
+BLOCK = 2048  # rows and columns of a kernel matrix at a time: 32 MiB
 
 
 def kernel_distance(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
@@ -53,11 +53,18 @@ def _estimate(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _sum(a: np.ndarray, b: np.ndarray, diagonal: bool = True) -> float:
-    """The sum of k over all pairs, in blocks of rows; without pairs of a row and itself where diagonal is False."""
+    """The sum of k over all pairs, block by block; without pairs of a row and itself where diagonal is False."""
     total, dims = 0.0, a.shape[1]
-    for start in range(0, len(a), BLOCK):
-        total += float(((a[start : start + BLOCK] @ b.T / dims + 1) ** 3).sum())
-    return total if diagonal else total - float(((np.einsum("nd,nd->n", a, a) / dims + 1) ** 3).sum())
+    for row in range(0, len(a), BLOCK):
+        for column in range(0, len(b), BLOCK):
+            total += _cubes(a[row : row + BLOCK] @ b[column : column + BLOCK].T, dims)
+    return total if diagonal else total - _cubes(np.einsum("nd,nd->n", a, a), dims)
+
+
+def _cubes(products: np.ndarray, dims: int) -> float:
+    """The sum of k of these inner products. Multiplied, for a power of 3 is many times slower."""
+    base = products / dims + 1
+    return float((base * base * base).sum())
 
 
 def _checked(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Any image model of `transformers` as an encoder: DINOv2 (Stein et al. 2023 argue for it), CLIP's image side, ...
 
 An image becomes what the model's own image processor would make of it: resized, cropped, scaled and normalised by the
-numbers in its preprocessor_config.json. What is read is the pooled output, or else the first token, or else the mean
-of the map. Weights are read from safetensors only.
+numbers in its preprocessor_config.json (of ConvNeXT's `crop_pct` too). What is read is the pooled output, or else the
+first token, or else the mean of the map. Weights are read from safetensors only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import UserError
 from ..hashing import model_hash
-from .inception import exact, first_line
+from .inception import exact, first_line, some
 
 PREFIX = "transformers:"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; others become bicubic
@@ -38,10 +38,10 @@ class TransformersEncoder:
         self.model = image_model(source).to(self.device)
         self.size, self.crop = sizes(facts, self.model)
         self.mode = RESAMPLING.get(facts.get("resample", 3), "bicubic")
-        self.mean, self.std = (
-            torch.tensor(facts.get(k) or [v] * 3) for k, v in (("image_mean", 0.0), ("image_std", 1.0))
-        )
-        self.scale = float(facts.get("rescale_factor") or 1 / 255)
+        usual = {"image_mean": 0.0, "image_std": 1.0}
+        given = facts if facts.get("do_normalize", True) else {}
+        self.mean, self.std = (torch.tensor(given.get(name) or [value] * 3) for name, value in usual.items())
+        self.scale = float(facts.get("rescale_factor") or 1 / 255) if facts.get("do_rescale", True) else 1.0
         self.transform = self._in_words()
         self.version = f"{model_hash(self.model)[:16]}-{self.transform}"
 
@@ -49,7 +49,8 @@ class TransformersEncoder:
         size = f"shorter side {self.size}" if isinstance(self.size, int) else f"{self.size[0]} x {self.size[1]}"
         crop = f", centre {self.crop[0]} x {self.crop[1]}" if self.crop else ""
         mean, std = (",".join(f"{v:.4g}" for v in values.tolist()) for values in (self.mean, self.std))
-        return f"{self.mode} to {size}{crop}, mean {mean}, std {std}"
+        scaled = "" if self.scale == 1 / 255 else f", times {self.scale:.4g}"
+        return f"{self.mode} to {size}{crop}{scaled}, mean {mean}, std {std}"
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -94,11 +95,17 @@ def processor_facts(source: str) -> dict[str, Any]:
 
 
 def image_model(source: str) -> Any:
-    """The model, in evaluation mode without gradients; of one that reads text too, its image side."""
+    """The model, in evaluation mode without gradients; of one that reads text too, its image side.
+
+    A pooling layer that its file has no weights for (a classifier's has none) is left out, since it would be random.
+    Raises `UserError` where there is no such model, it needs code of its own, or weights are missing elsewhere.
+    """
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True)
+        model, found = AutoModel.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except Exception as error:  # no such folder, no network, no safetensors file, an unknown architecture
         hint = "give ORG/NAME, or a folder with config.json and model.safetensors"
         raise UserError(f"encoder={PREFIX}{source}", f"cannot be loaded ({first_line(error)})", hint) from None
@@ -106,6 +113,12 @@ def image_model(source: str) -> Any:
     if getattr(model, "main_input_name", "") != "pixel_values":
         raise UserError(f"encoder={PREFIX}{source}", f"{type(model).__name__} reads no images", "give an image model")
     assert isinstance(model, nn.Module)
+    missing = sorted(found["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        model.pooler = None  # type: ignore[assignment]
+    elif missing:
+        what = f"its file lacks weights ({len(missing)} missing: {some(missing)})"
+        raise UserError(f"encoder={PREFIX}{source}", what, "give a whole model")
     return model.eval().requires_grad_(False)
 
 
@@ -115,7 +128,9 @@ def sizes(facts: dict[str, Any], model: nn.Module) -> tuple[int | tuple[int, int
     native = (native, native) if isinstance(native, int) else tuple(native)
     size = facts.get("size", native)
     if isinstance(size, dict):
-        size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+        size = size.get("shortest_edge") or (size.get("height") or native[0], size.get("width") or native[1])
+    if isinstance(size, int) and facts.get("crop_pct"):  # ConvNeXT's: cut out of more below 384, else warped
+        return (int(size / facts["crop_pct"]), (size, size)) if size < 384 else ((size, size), None)
     crop = facts.get("crop_size") if facts.get("do_center_crop") else None
     if isinstance(crop, int):
         crop = (crop, crop)

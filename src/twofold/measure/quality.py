@@ -32,6 +32,10 @@ NEIGHBOURS = 3  # of precision and recall, as Kynkaanniemi et al. recommend
 MEANINGS = {
     "frechet": "How far the images as a whole are from real ones in average and spread, as this encoder sees them "
     "(0 = no difference; compare with the values of real images and of the fitted Gaussian, not with other papers).",
+    "FID": "The published distance: Inception-V3 with the reference weights. Lower is better; it falls with the number "
+    "of images.",
+    "sFID": "The same for where things are in the image.",
+    "inception_score": "How sure Inception is of each image, and how many kinds it sees; 1 to 1,008, for photographs.",
     "precision": "Share of images that lie where training images lie: plausible rather than distorted.",
     "recall": "Share of training images that have generated images around them: variety rather than repetition.",
     "kid": "Kernel distance to the training images, mean over random subsets (0 = no difference, may fall below it; "
@@ -90,13 +94,13 @@ def quality(
     a classifier, "classes": {class: {"samples", "real": shares, "acceptance", "agreement"}}. Per metric, `samples` is
     the value of the generated images, `real` that of held-out real images (for the Frechet distance: of another part
     of the training images), `gaussian` that of `fitted_gaussian`; `interval` belongs to `samples`: 95 % for shares,
-    least and greatest of the repeats for distances. Values that make no sense are absent. `MEANINGS` explains them.
+    least and greatest of the repeats for Frechet distances, a standard deviation of the subsets to either side for the
+    kernel distance. Values that make no sense are absent. `MEANINGS` explains them.
 
     Raises `UserError` for images of different shapes or fewer than five of a kind, before anything is computed.
     """
     _check(samples, real_train, real_held_out, classifier, labels)
     n = min(len(samples), len(real_train) // 2)
-    noise = plain_images(samples, real_train, real_held_out, seed)
     sets = features or see(samples, real_train, real_held_out, encoder, seed)
     ours, train, held_out, plain = sets.samples, sets.train, sets.held_out, sets.gaussian
     metrics: dict[str, dict[str, Any]] = {}
@@ -107,7 +111,7 @@ def quality(
     counts = {"samples": len(samples), "real_train": len(real_train), "real_held_out": len(real_held_out), "frechet": n}
     result: dict[str, Any] = {"encoder": encoder.name, "images": counts, "metrics": metrics}
     if classifier is not None:
-        by_sets = (samples, real_train, real_held_out, noise)
+        by_sets = (samples, real_train, real_held_out, plain_images(samples, real_train, real_held_out, seed))
         ours, train, held_out, plain = (probabilities(classifier, images) for images in by_sets)
         metrics |= _recognized(ours, train, held_out, plain, labels)
         result["classes"] = _classes(ours, train, [str(name) for name in classifier.classes], labels)

@@ -42,8 +42,10 @@ class StatisticsFile:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """For results: which file this was, and what it says of itself."""
-        return {"file": str(self.path), "sha256": self.hash, **self.about}
+        """For results: which file this was, what it says of itself, and how many images it holds if it is these that
+        are compared with."""
+        counted = {"images": len(self.images)} if self.gaussian is None and self.images is not None else {}
+        return {"file": str(self.path), "sha256": self.hash, **counted, **self.about}
 
 
 def read_statistics(path: str | Path) -> StatisticsFile:
@@ -57,16 +59,16 @@ def read_statistics(path: str | Path) -> StatisticsFile:
             gaussian = _moments(file["mu"], file["sigma"]) if {"mu", "sigma"} <= names else None
             spatial = _moments(file["mu_s"], file["sigma_s"]) if {"mu_s", "sigma_s"} <= names else None
             images = _images(file["arr_0"]) if "arr_0" in names else None
-            about = json.loads(str(file["about"])) if "about" in names else {}
+            about = _about(json.loads(str(file["about"]))) if "about" in names else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         hint = "expected arrays mu (D,) and sigma (D, D), or images arr_0 (N, H, W, C) uint8"
         raise UserError(str(path), f"is no statistics file ({reason})", hint) from None
-    if (gaussian is None and images is None) or not isinstance(about, dict):
+    if gaussian is None and images is None:
         what = f"holds {', '.join(sorted(names)) or 'nothing'}"
         raise UserError(str(path), what, "expected mu and sigma, or images as arr_0")
     for part in (gaussian, spatial):
-        if part is not None and isinstance(about.get("images"), int) and about["images"] > 1:
+        if part is not None and "images" in about:
             _recount(part, about["images"])
     return StatisticsFile(path, sha256(path), gaussian, spatial, images, about)
 
@@ -118,6 +120,16 @@ def check_statistics(found: StatisticsFile, encoder: Any, dims: int, data_hash: 
     if found.gaussian is not None and found.gaussian.dims != dims:
         what = f"holds {found.gaussian.dims} dimensions, encoder {encoder.name} gives {dims}"
         raise UserError(where, what, "use the encoder that it was made with")
+
+
+def _about(said: Any) -> dict[str, Any]:
+    """What a file says of itself, if it is of the kind that `write_statistics` writes."""
+    texts = ("data", "data_hash", "split", "encoder", "encoder_version", "transform")
+    if not isinstance(said, dict) or not all(isinstance(said[name], str) for name in texts if name in said):
+        raise ValueError("its `about` is no description")
+    if "images" in said and not (type(said["images"]) is int and 2 <= said["images"] <= MANY):
+        raise ValueError(f"its `about` says {said['images']!r:.20} images")
+    return said
 
 
 def _moments(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

@@ -67,6 +67,8 @@ def report_run(
         recognition=newest_finding(run),
         neighbours=None if images is None else neighbours(images, store),
         metrics=found.get("metrics", {}),
+        metrics_note=found.get("note", ""),
+        notes=found.get("notes", ()),
         settings=run.settings_file.read_text(),
         command=command or result.get("command", ""),
         data={**result.get("data", {"name": store.name, "hash": store.content_hash}), "images": len(store)},

@@ -29,6 +29,13 @@ METRICS = {
     "frechet": "Fréchet distance",
     "precision": "Precision",
     "recall": "Recall",
+    "FID": "FID",
+    "sFID": "sFID",
+    "inception_score": "Inception score",
+    "kid": "Kernel distance (KID)",
+    "kid_all": "Kernel distance, all images",
+    "density": "Density",
+    "coverage": "Coverage",
     "nearest_median": "Distance to the nearest training image, median",
     "nearest_5_percent": "Distance to the nearest training image, lowest 5 %",
     "nearer_than_real": "Unusually near to a training image",
@@ -38,7 +45,7 @@ METRICS = {
     "accuracy": "Accuracy",
     "calibration_error": "Calibration error",
 }
-SHARES = {"precision", "recall", "nearer_than_real", "acceptance", "agreement", "accuracy"}
+SHARES = {"precision", "recall", "coverage", "nearer_than_real", "acceptance", "agreement", "accuracy"}
 COLUMNS = {"samples": "Generated", "real": "Real images", "gaussian": "Fitted Gaussian"}
 CLASS_COLUMNS = {
     "samples": "Share generated",

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .base import Settings
-
-LARGEST_SIDE = 4096
+from .size import Size
 
 
 class DataSettings(Settings):
@@ -20,9 +19,7 @@ class DataSettings(Settings):
         description="a folder of images, Parquet, Arrow or tar files, a file of these, a short name such as cifar10, "
         "a hub name (org/name[:config]), or digits",
     )
-    size: tuple[int, int] | None = Field(
-        None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree"
-    )
+    size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree")
     fit: Literal["crop", "stretch", "pad"] = Field("crop", description="how an image of another shape becomes size")
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; default: 1 if every image is grey")
     background: Literal["white", "black"] = Field("white", description="behind transparent pixels and around pad")
@@ -78,27 +75,6 @@ class DataSettings(Settings):
             raise ValueError(f"{value!r} is no regular expression ({error})") from error
         if groups != 1:
             raise ValueError(f"{value!r} has {groups} groups; put one pair of brackets round what names the group")
-        return value
-
-    @field_validator("size", mode="before")
-    @classmethod
-    def _size(cls, value: Any) -> Any:
-        """32, "32", "32x48", [32, 48] -> (height, width)."""
-        if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[xX]\s*\d+)?\s*", value):
-            value = [int(side) for side in re.split("[xX]", value)]
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = [value]
-        if value is None:
-            return None
-        if not isinstance(value, list | tuple) or len(value) not in (1, 2):
-            raise ValueError(f"{value!r} is not a size; write 32, or height x width such as 32x48")
-        return (value[0], value[-1])
-
-    @field_validator("size")
-    @classmethod
-    def _sides(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not all(1 <= side <= LARGEST_SIDE for side in value):
-            raise ValueError(f"{value[0]}x{value[1]} is out of range; each side is 1 to {LARGEST_SIDE} pixels")
         return value
 
     @model_validator(mode="after")

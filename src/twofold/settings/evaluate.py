@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .base import Settings
 from .data import DataSettings
@@ -46,3 +46,11 @@ class EvaluateSettings(Settings):
     )
     micro_batch: int = Field(64, ge=1, description="images per forward pass")
     at: str = Field("last", description="snapshot: last, best-frechet, best-loss or an image count")
+
+    @field_validator("save_statistics")
+    @classmethod
+    def _npz(cls, value: str | None) -> str | None:
+        """Told before anything is computed."""
+        if value is not None and not value.endswith(".npz"):
+            raise ValueError(f"statistics are kept as .npz; name it {value}.npz")
+        return value
