@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from twofold.cli import compared
 from twofold.cli.generated import Generated
 from twofold.cli.main import main
-from twofold.data import open_store
+from twofold.data import open_store, spread
 from twofold.measure import Gaussian, PixelEncoder, embed, frechet_distance, inception
 from twofold.settings.data import DataSettings
 
@@ -204,23 +204,12 @@ def test_many_samples_are_thinned_for_neighbours_only(monkeypatch: pytest.Monkey
 
     images = digits()[:45]
     kept, whole = compared.seen(Narrow(), images, True)
-    assert torch.equal(kept, embed(PixelEncoder(), images)[compared.spread_rows(45)])
+    assert torch.equal(kept, embed(PixelEncoder(), images)[spread(45, 10)])
     expected = Gaussian.of(embed(PixelEncoder(), images))
     assert whole.n == 45
     np.testing.assert_allclose(whole.covariance, expected.covariance, atol=1e-12)
     notes = compared.facts(Generated(images, None), Narrow(), {"data": "digits"})["notes"]
     assert notes == ["neighbours and kernel distance: 10 of 45 samples, one from each stretch"]
-
-
-def test_thinning_keeps_every_class_where_they_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second of images whose classes come in turn would be of every second class."""
-    monkeypatch.setattr(compared, "MOST_KEPT", 5000)
-    for n in (5001, 10_000, 50_000, 99_999):
-        rows = compared.spread_rows(n)
-        assert len(rows) == 5000 and (np.diff(rows) > 0).all() and 0 <= rows[0] <= rows[-1] < n
-        assert (abs(np.bincount(rows % 10, minlength=10) - 500) < 120).all(), n
-        assert np.array_equal(rows, compared.spread_rows(n))
-    assert np.array_equal(compared.spread_rows(4999), np.arange(4999))
 
 
 def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from twofold.data import ImageOrder, image_order
+from twofold.data import ImageOrder, image_order, spread
 from twofold.data.order import BalancedOrder, keyed, mix
 
 
@@ -174,3 +174,13 @@ def test_quotas_fill_an_epoch_and_forget_no_class(counts: list[int], balance: fl
 def test_orders_that_cannot_be(labels: list[int], balance: float) -> None:
     with pytest.raises(ValueError, match="an order of"):
         BalancedOrder(np.array(labels), 0, balance)
+
+
+def test_spreading_meets_every_class_where_they_come_in_turn() -> None:
+    """Every second of images whose classes come in turn would be of every second class."""
+    for n in (5001, 10_000, 50_000, 99_999):
+        rows = spread(n, 5000)
+        assert len(rows) == 5000 and (np.diff(rows) > 0).all() and 0 <= rows[0] <= rows[-1] < n
+        assert (abs(np.bincount(rows % 10, minlength=10) - 500) < 120).all(), n
+        assert np.array_equal(rows, spread(n, 5000))
+    assert np.array_equal(spread(4999, 5000), np.arange(4999)) and np.array_equal(spread(7, None), np.arange(7))

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 from twofold.data import open_store
+from twofold.errors import UserError
 from twofold.learn import train
 from twofold.learn.classes import asks_attributes, class_names
+from twofold.learn.events import Saved
 from twofold.run import load
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
 
-from .common import TINY
+from .common import TINY, tiny
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +56,26 @@ def test_attributes_are_the_classes(table: Path, tmp_path: Path) -> None:
     rows = store.indices("test")
     said = model.image_logits(store.batch(rows))[:, 0] > 0  # type: ignore[union-attr]
     assert torch.equal(said, torch.from_numpy(np.asarray(store.attributes[rows][:, 0])) == 1)  # type: ignore[index]
+
+
+def test_an_edited_label_file_is_noticed(tmp_path: Path) -> None:
+    """A run learns from the labels it was begun with; the same command with others would mix two experiments."""
+    settings = tiny(n_images=64, save_images=32)
+    store = open_store(settings.data)
+    ids = [store.id(int(row)) for row in store.indices("train")[:30]]
+    file = tmp_path / "few.csv"
+    file.write_text("id,label\n" + "".join(f"{name},{k % 10}\n" for k, name in enumerate(ids)))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": str(file)})})
+
+    def die(event: object) -> None:
+        if isinstance(event, Saved):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(settings, tmp_path / "run", "cpu", die)
+    text = file.read_text()
+    file.write_text(text.replace(f"{ids[0]},0", f"{ids[0]},5"))
+    with pytest.raises(UserError, match="data or its labels are not what this run was begun with"):
+        train(settings, tmp_path / "run", "cpu")
+    file.write_text(text)
+    train(settings, tmp_path / "run", "cpu")

@@ -13,7 +13,6 @@ from .show import Progress, say
 from .yardstick import Yardstick, further
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from ..data import Store
@@ -35,6 +34,7 @@ def compare(
     """
     import torch
 
+    from ..data import spread
     from ..measure import frechet_distance, processes
     from ..measure.quality import quality
 
@@ -42,7 +42,7 @@ def compare(
     store, encoder = yardstick.store, yardstick.encoder
     target, spatial = targets(store, settings, encoder, quiet) if file is None else (file.gaussian, file.spatial)
     ours, whole = seen(encoder, given.images, quiet)
-    kept = spread_rows(len(given.images))
+    kept = spread(len(given.images), MOST_KEPT)
     samples, train, held_out = given.images[kept], store.batch(yardstick.train), store.batch(yardstick.held_out)
     features = feature_sets(yardstick, (samples, train, held_out), ours, quiet)
     own = embed_spatial(encoder, given.images, settings, quiet)
@@ -146,11 +146,12 @@ def seen(encoder: Encoder, images: Tensor, quiet: bool, what: str = "the samples
     """(features of at most `MOST_KEPT` of the images, the Gaussian of all of them, empty but in the first process)."""
     import torch
 
+    from ..data import spread
     from ..measure import Gaussian, processes
 
     n, size = len(images), getattr(encoder, "batch", 512)
     kept, whole, done = [], Gaussian(), 0
-    chosen = set(spread_rows(n).tolist())
+    chosen = set(spread(n, MOST_KEPT).tolist())
     work = lambda part: encoder.embed(images[part]).float()  # noqa: E731
     with Progress(f"embedding {what}", quiet or not hasattr(encoder, "transform")) as progress:
         for features in processes.batches(n, size, work):
@@ -162,17 +163,6 @@ def seen(encoder: Encoder, images: Tensor, quiet: bool, what: str = "the samples
     rows = torch.cat(kept)
     # all at once where that is possible: of few vectors the Gaussian then knows more than its covariance
     return rows, Gaussian.of(rows) if n <= MOST_KEPT and processes.is_first() else whole
-
-
-def spread_rows(n: int) -> np.ndarray:
-    """All of n, or `MOST_KEPT` of them: one at random from each of as many equal stretches, because where classes come
-    in turn even distances may meet some of them only."""
-    import numpy as np
-
-    if n <= MOST_KEPT:
-        return np.arange(n)
-    edges = np.arange(MOST_KEPT + 1) * n // MOST_KEPT
-    return edges[:-1] + np.random.default_rng([0, 6]).integers(np.diff(edges))
 
 
 def embed_spatial(encoder: Encoder, images: Tensor, settings: EvaluateSettings, quiet: bool) -> Gaussian | None:

@@ -23,10 +23,15 @@ Places = np.ndarray | np.uint64
 
 
 def spread(count: int, most: int | None) -> np.ndarray:
-    """At most so many of range(count), evenly spread over it, because rows are often sorted by class; int64."""
+    """At most so many of range(count), ascending, int64: one at random, always the same, of each of `most` equal parts.
+
+    Spread over all of it, because rows are often sorted by class; at random, because where classes come in turn even
+    distances may meet only some of them.
+    """
     if most is None or count <= most:
         return np.arange(count)
-    return np.linspace(0, count - 1, most).astype(np.int64)
+    edges = np.arange(most + 1) * count // most
+    return edges[:-1] + np.random.default_rng([count, most]).integers(np.diff(edges))
 
 
 def mix(value: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ lies in a small file of its own, so another seed or share never packs the images
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -118,6 +119,14 @@ class Store:
         if self.settings.labels_per_class is not None:
             return few_labels(self.all_labels, self.codes, self.settings.labels_per_class, self.settings.labels_seed)
         return self.all_labels
+
+    @cached_property
+    def training_hash(self) -> str:
+        """`content_hash`, or another one where a label file, which may be edited, decides what is learned."""
+        if self.settings.labels is None:
+            return self.content_hash
+        labels = np.ascontiguousarray(self.labels, np.int64).tobytes()
+        return hashlib.sha256(self.content_hash.encode() + labels).hexdigest()
 
     @cached_property
     def hashes(self) -> np.ndarray:

@@ -41,7 +41,7 @@ def branch(settings: TrainSettings, store: Store) -> tuple[State, list[str]]:
     for path in changed:
         if (path.startswith(STRUCTURE) and path not in OWN) or path == "objective.kind":
             raise UserError(path, f"is not what {folder} was trained with", f"leave {path} out, or use init_from")
-    other_data = state.facts["environment"]["data"] != store.content_hash
+    other_data = state.facts["environment"]["data"] != store.training_hash
     if other_data or any(path in SAME_DATA for path in changed):
         hint = f"init_from={source} starts from its weights on other data"
         raise UserError(f"resume_from={source}", "was trained on other data, or another split of it", hint)

@@ -202,7 +202,7 @@ class Trainer:
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
-        file, data = self.run.path / "environment.json", self.store.content_hash
+        file, data = self.run.path / "environment.json", self.store.training_hash
         stored = remembered(file, state)
         chosen = choose(self.model, self.model.shape, self.loop, self.device, self.world, data, stored)
         if self.world > 1:  # measurements differ between ranks; the first one's count
