@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +22,10 @@ import pytest
 from PIL import Image
 
 import twofold
-from twofold.data import Item, Store, cache_root, open_store
+from twofold.data import Item, Store, cache_root, forks, open_store
 from twofold.data import join as joining
 from twofold.data import pack as packing
-from twofold.data.decode import _usual_jpeg, decode
+from twofold.data.decode import BadImage, _usual_jpeg, decode
 from twofold.data.duplicates import image_hashes
 from twofold.data.pack import pack
 from twofold.errors import UserError
@@ -161,6 +164,140 @@ def test_processes_share_the_parts(put: Put, monkeypatch: pytest.MonkeyPatch) ->
     assert {answer[0] for answer in answers} == {alone.content_hash}
     assert sum(int(answer[1]) for answer in answers) == 38  # each of the 38 parts once
     assert contents(alone.folder) == expected and not list(alone.folder.parent.glob(".*.parts"))
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+forking = pytest.mark.skipif(not forks.possible(), reason="processes are forked on Linux only")
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets the smallest source be packed by four processes; the list holds how many forks each store had."""
+    made: list[int] = []
+    real = forks.Forks
+
+    def counted(count: int, work: Callable[[], None]) -> forks.Forks:
+        found = real(count, work)
+        made.append(len(found))
+        return found
+
+    for name, value in {"ALONE": 0, "PART": 4, "_workers": lambda: 3, "TICK": 0.01, "Forks": counted}.items():
+        monkeypatch.setattr(packing, name, value)
+    return made
+
+
+@forking
+def test_forks_make_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: list[int]) -> None:
+    items, values = some_items(90, (5, 12, 13, 14, 38), (39,)), {"on_bad_image": "skip"}
+    packed(items, tmp_path / "forked", **values)
+    assert max(forked) == 3 and multiprocessing.active_children() == []
+    monkeypatch.setattr(packing, "possible", lambda: False)
+    packed(items, tmp_path / "alone", **values)
+    assert contents(tmp_path / "forked") == contents(tmp_path / "alone")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"forked", "alone"}
+
+
+@forking
+def test_forks_do_most_of_the_work_where_the_parent_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: list[int]
+) -> None:
+    here, real, mine = os.getpid(), packing.decode_item, []
+
+    def slow(item: Item, *more: Any) -> Any:
+        if os.getpid() == here:
+            mine.append(item.id)
+            time.sleep(0.02)
+        return real(item, *more)
+
+    monkeypatch.setattr(packing, "decode_item", slow)
+    calls: list[tuple[int, int | None]] = []
+    settings = DataSettings(source="given")
+    pack(Given(some_items(90)), settings, tmp_path / "x", lambda: True, lambda *call: calls.append(call))
+    assert len(mine) < 45 and len(Store(tmp_path / "x", settings)) == 90
+    assert calls == sorted(calls) and calls[-1] == (90, 90)
+
+
+@forking
+def test_what_a_fork_meets_is_said_in_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: list[int]
+) -> None:
+    here, real, items = os.getpid(), packing.decode_item, some_items(90)
+
+    def bad_for_forks(item: Item, *more: Any) -> Any:
+        if os.getpid() != here:
+            raise BadImage("it is torn")
+        time.sleep(0.02)
+        return real(item, *more)
+
+    monkeypatch.setattr(packing, "decode_item", bad_for_forks)
+    message = r"^data=given: \d{3}\.png: cannot be read: it is torn; repair or remove it, "
+    with pytest.raises(UserError, match=message) as caught:
+        packed(items, tmp_path / "x")
+    assert caught.value.hint == "repair or remove it, or set data.on_bad_image=skip"
+    assert multiprocessing.active_children() == [] and not (tmp_path / "x").exists()
+
+
+@forking
+def test_a_fork_that_is_killed_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: list[int]
+) -> None:
+    here, real = os.getpid(), packing.decode_item
+
+    def dies(item: Item, *more: Any) -> Any:
+        if os.getpid() != here and item.id == "050.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(item, *more)
+
+    monkeypatch.setattr(packing, "decode_item", dies)
+    assert len(packed(some_items(90), tmp_path / "x")) == 90
+    assert not list(tmp_path.glob(".*.parts"))
+
+
+STOPPED = """
+import os, sys, time
+from twofold.data import forks, open_store, pack
+from twofold.settings.data import DataSettings
+pack.ALONE, pack.PART, pack.TICK, pack._workers = 0, 4, 0.01, lambda: 3
+here, real = os.getpid(), pack.decode_item
+
+def slow(*given):
+    time.sleep(0.05)
+    return real(*given)
+
+pack.decode_item = slow
+first = []
+
+def progress(done, total):
+    if done >= 8 and not first:
+        first.append(done)
+        print(*(process.pid for process in forks.multiprocessing.active_children()), flush=True)
+
+open_store(DataSettings(source="x"), progress)
+"""
+
+
+@forking
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whoever_is_stopped_leaves_no_fork_and_no_half_store(put: Put, how: signal.Signals) -> None:
+    for i in range(90):
+        put(f"x/{i:03}.png", pixels(i, 4, 4, 3))
+    process = run(STOPPED)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 3
+    process.send_signal(how)
+    assert process.wait(timeout=60) != 0
+    process.stdout.close()
+    for _ in range(200):
+        if not (alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]):
+            break
+        time.sleep(0.05)
+    assert alive == []
+    (left,) = [path for path in (cache_root() / "data").iterdir() if path.is_dir()]
+    assert left.name.endswith(".parts")  # what is complete is kept
+    assert len(open_store(DataSettings(source="x"))) == 90
+    assert not left.exists()
 
 
 # -- joining where there is little room -------------------------------------------------------------------------------

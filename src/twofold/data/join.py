@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ class Part:
     @property
     def rows(self) -> int:
         return int(self.facts["rows"])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of its small arrays."""
+        with np.load(self.folder / "rows.npz", allow_pickle=False) as found:
+            return list(found.files)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         with np.load(self.folder / "rows.npz", allow_pickle=False) as found:
@@ -101,17 +108,23 @@ class Join:
         joined = ArrayFile(self._into / f"{name}.npy", np.uint8, row, True, kept)
         hashes: list[np.ndarray] = []
         try:
-            with ThreadPoolExecutor(1) as beside:  # hashing and copying keep two cores busy
+            # hashing and copying keep two cores busy, while what was copied goes to the disk
+            with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(1) as to_disk:
+                synced = to_disk.submit(joined.sync)
                 for part, file in zip(self._parts[done:], files[done:], strict=True):
                     for block in _blocks(part, file, row):
                         copied = beside.submit(joined.append, block)
                         if name == "images" and not done:
                             hashes.append(image_hashes(block))
                         copied.result()
+                        if synced.done():
+                            synced.result()
+                            synced = to_disk.submit(joined.sync)
                         self._alive()
                     if tight and file.exists():
                         joined.sync()
                         file.unlink()
+                synced.result()
             joined.close()
         finally:
             joined.abandon()
@@ -128,7 +141,7 @@ class Join:
         counts = {"labels": np.zeros(classes + 1, np.int64), "splits": np.zeros(len(SPLITS) + 1, np.int64)}
         rows = {name: self._row(name) for name in ("attributes", "points")}
         shapes = {"labels": (), "splits": (), **{name: row for name, row in rows.items() if row is not None}}
-        grouped = any("group_lengths" in part.arrays() for part in self._parts)
+        grouped = any("group_lengths" in part.names for part in self._parts)
         files = {name: ArrayFile(self._into / f"{name}.npy", SMALL[name], row, True) for name, row in shapes.items()}
         files["id_offsets"] = ArrayFile(self._into / "id_offsets.npy", np.int64)
         files["id_bytes"] = ArrayFile(self._into / "id_bytes.npy", np.uint8)
@@ -154,7 +167,7 @@ class Join:
 
     def _row(self, name: str) -> tuple[int, ...] | None:
         """Shape of one row of a small array, alike in all parts that have it; None if none has."""
-        found = {part.arrays()[name].shape[1:] for part in self._parts if name in part.arrays()}
+        found = {part.arrays()[name].shape[1:] for part in self._parts if name in part.names}
         if len(found) > 1:
             raise counts_differ(self._source.where, name, [shape[0] for shape in found])
         return found.pop() if found else None

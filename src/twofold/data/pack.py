@@ -15,9 +15,10 @@ and, where images of the source have them:
     pairs.npy        uint8 (N, C2, H, W), the paired images
     groups.npy       int64 (N,), whose image it is, as a number; -1 = none
 
-Images are decoded by threads, a bounded number ahead, into parts of so many rows; complete parts are joined at the
-end. Memory does not grow with the data, a killed process loses no complete part, and several processes may pack one
-store together (see `parts`): the result is the same, bit for bit.
+Images are decoded into parts of so many rows; complete parts are joined at the end. Memory does not grow with the
+data, a killed process loses no complete part, and several processes may pack one store together (see `parts`): the
+result is the same, bit for bit. Where there are many images, the process forks, and each fork decodes by itself;
+where there are few, or no forks, threads decode, a bounded number of images ahead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from ..files import atomic_folder, disk_full
 from ..settings.data import DataSettings
 from .belongings import Decoded, decode_item
 from .decode import BadImage
+from .forks import Forks, end_without, possible
 from .items import Item, Source
 from .join import Join
 from .parts import Parts
@@ -53,7 +55,9 @@ from .writer import PartWriter, no_room, room, taken
 
 Progress = Callable[[int, int | None], None]
 
-PART = 8192  # rows that are packed before they are safe
+PART, LEAST_PART = 8192, 1024  # rows that are packed before they are safe: at most, and if they are to be shared
+SHARES = 8  # parts for each process, so that all end at about the same time
+ALONE = 4096  # rows that are packed before forks would have helped
 CHUNK = 16  # images per task: small enough for large images
 CHUNK_BYTES = 1 << 18  # small ones go up to this together, which hides the cost of a task
 TURN = 1e-5  # seconds after which a thread that runs Python lets another one do so; Python's own is 5 ms
@@ -77,7 +81,7 @@ def pack(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _Packing(source, settings, folder, unchanged, _Tick(progress)).run()
+        _Packing(source, settings, folder, unchanged, progress).run()
     except OSError as error:
         if error.errno in FULL:  # before anything is known of the images
             raise disk_full(folder.parent) from error
@@ -99,12 +103,18 @@ class _Packing:
     """One process's work on one store."""
 
     def __init__(
-        self, source: Source, settings: DataSettings, folder: Path, unchanged: Callable[[], bool], tick: _Tick
+        self,
+        source: Source,
+        settings: DataSettings,
+        folder: Path,
+        unchanged: Callable[[], bool],
+        progress: Progress | None,
     ) -> None:
         self._source, self._settings, self._folder, self._unchanged = source, settings, folder, unchanged
-        self._tick = tick
+        self._progress, self._told = progress, 0.0
         self._total = source.count()
         self._facts = source.facts()
+        self._forks, self._threads = Forks(0, lambda: None), _workers()
         self._checked = False  # whether the disk has room
         self._items: Iterator[Item] = iter(())
         self._at = -1  # the row of the source at which `_items` is open
@@ -117,9 +127,10 @@ class _Packing:
             with warnings.catch_warnings(), _short_turns():
                 # what Pillow thinks of large images and odd metadata is no news: a bad image is told in one line
                 warnings.filterwarnings("ignore", module="PIL")
-                while not complete(self._folder):
-                    last = self._step(parts, last)
-                    parts = self._parts()  # which others may have removed
+                with self._forked(parts) as self._forks:
+                    while not complete(self._folder):
+                        last = self._step(parts, last)
+                        parts = self._parts()  # which others may have removed
         except BaseException:
             parts.give_up()
             raise
@@ -133,34 +144,65 @@ class _Packing:
         if part is None and not parts.missing():
             self._finish(parts)
         elif part is None:  # others are still at theirs
-            self._tick(parts.done(), self._total)
-            time.sleep(TICK)
+            self._tick(parts.done)
+            self._forks.wait(TICK)
         return part
 
     def _parts(self) -> Parts:
         pixels = {name: getattr(self._settings, name) for name in PIXEL_SETTINGS if name != "on_bad_image"}
         plan = {"source": self._settings.source, "working_folder": os.getcwd(), **pixels}
-        return Parts(self._aside, PART, self._total, plan)
+        rows = min(PART, max(LEAST_PART, self._total // (SHARES * _workers())))
+        return Parts(self._aside, rows, self._total, plan)
+
+    def _forked(self, parts: Parts) -> Forks:
+        """As many forks as there are cores, if there is enough to do: one process always waits for the disk.
+
+        What is streamed is not read by forks: connections do not survive that.
+        """
+        todo, parent = self._total - parts.done(), os.getpid()
+        if todo <= ALONE or _workers() < 2 or self._settings.streaming or not possible():
+            return Forks(0, lambda: None)
+
+        def work() -> None:
+            part, self._progress = None, lambda done, total: end_without(parent)
+            while not complete(self._folder):
+                with parts.claim(part) as part:
+                    if part is None:
+                        return
+                    self._make(parts, part)
+
+        self._threads = 0
+        return Forks(min(_workers(), parts.count - 1), work)
 
     def _make(self, parts: Parts, part: int) -> None:
         """Packs one part."""
-        done = parts.done()
-        self._tick(done, self._total, force=True)
-        decoding = self._decoded(parts.span(part), lambda: self._tick(done, self._total))
+        self._tick(parts.done, force=True)
+        rows = 0
+        done = lambda: parts.done() + rows  # noqa: E731
+        decoding = self._decoded(parts.span(part), lambda: self._tick(done))
         with atomic_folder(parts.path(part)) as aside, PartWriter(aside, self._source, self._settings) as writer:
             try:
                 with contextlib.closing(decoding) as chunks:
                     for items, images in chunks:
                         writer.add(items, images)
                         self._check_room(parts, writer)
-                        done += len(items)
-                        self._tick(done, self._total)
+                        rows += len(items)
+                        self._tick(done)
                 writer.finish()
             except OSError as error:
                 if error.errno not in FULL:
                     raise
                 raise no_room(parts.folder, self._needed(writer)) from error
-        self._tick(done, self._total, force=True)
+        self._tick(parts.done, force=True)
+
+    def _tick(self, done: Callable[[], int], force: bool = False) -> None:
+        """Tells the progress every `TICK` seconds at most, and hears what forks have to tell."""
+        now = time.monotonic()
+        if force or now - self._told >= TICK:
+            self._told = now
+            self._forks.check()
+            if self._progress is not None:
+                self._progress(done(), self._total)
 
     def _decoded(
         self, span: tuple[int, int | None], waiting: Callable[[], None]
@@ -171,7 +213,7 @@ class _Packing:
             self._items = self._source.items(start)
         self._at = -1 if stop is None else stop
         items = islice(self._items, None if stop is None else stop - start)
-        return decoded(items, self._settings, waiting, self._facts)
+        return decoded(items, self._settings, waiting, self._facts, self._threads)
 
     def _needed(self, writer: PartWriter) -> int:
         """About what all images will take; without their pixels as long as no image is known."""
@@ -185,15 +227,17 @@ class _Packing:
 
     def _finish(self, parts: Parts) -> None:
         """Joins the parts, unless another process has done so by the time the lock is free."""
-        with _lock(self._folder, self._tick):
+        alive = lambda: self._tick(lambda: self._total)  # noqa: E731
+        with _lock(self._folder, alive):
             if complete(self._folder):
                 return
             _remove_leftovers(self._folder)
             joined = parts.folder / "joined"
-            alive = lambda: self._tick(self._total, self._total)  # noqa: E731
             try:
-                meta = Join(parts.paths(), joined, self._source, self._settings, alive).run()
-                if not self._unchanged():
+                with ThreadPoolExecutor(1) as beside:  # no more is read of the source, so it is looked at meanwhile
+                    unchanged = beside.submit(self._unchanged)
+                    meta = Join(parts.paths(), joined, self._source, self._settings, alive).run()
+                if not unchanged.result():
                     raise UserError(self._source.where, "changed while it was being packed", "run the command again")
             except OSError as error:
                 if error.errno not in FULL:
@@ -224,15 +268,23 @@ def _short_turns() -> Iterator[None]:
 
 
 def decoded(
-    items: Iterable[Item], settings: DataSettings, waiting: Callable[[], None], facts: Mapping[str, Any] | None = None
+    items: Iterable[Item],
+    settings: DataSettings,
+    waiting: Callable[[], None],
+    facts: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Generator[tuple[list[Item], list[Decoded | BadImage]], None, None]:
-    """Chunks of items, decoded, in order, a bounded number of chunks ahead. facts: see `decode_item`."""
-    workers, items, size = _workers(), iter(items), CHUNK
+    """Chunks of items, decoded, in order, a bounded number of chunks ahead.
+
+    facts: see `decode_item`. threads: that decode, one for each core if None; with 0, nothing is done ahead.
+    """
+    threads = _workers() if threads is None else threads
+    most, items, size = threads + 2 if threads else 1, iter(items), CHUNK
     ahead: deque[tuple[list[Item], Future[list[Decoded | BadImage]]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else _Here()
     try:
         while True:
-            while len(ahead) < workers + 2 and (chunk := list(islice(items, size))):
+            while len(ahead) < most and (chunk := list(islice(items, size))):
                 ahead.append((chunk, pool.submit(_decode_chunk, chunk, settings, facts or {})))
             if not ahead:
                 return
@@ -247,8 +299,19 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
+class _Here(Executor):
+    """Does at once what others would do in a thread."""
+
+    def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(call(*given, **named))
+        return future
+
+
 def _workers() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Cores of this process; those of a machine are shared by the processes that torchrun has started on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))
 
 
 def _decode_chunk(items: list[Item], settings: DataSettings, facts: Mapping[str, Any]) -> list[Decoded | BadImage]:
@@ -261,21 +324,8 @@ def _decode_chunk(items: list[Item], settings: DataSettings, facts: Mapping[str,
     return out
 
 
-class _Tick:
-    """Calls progress(done, total) every `TICK` seconds at most."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._last = progress, 0.0
-
-    def __call__(self, done: int, total: int | None, force: bool = False) -> None:
-        now = time.monotonic()
-        if self._progress is not None and (force or now - self._last >= TICK):
-            self._last = now
-            self._progress(done, total)
-
-
 @contextlib.contextmanager
-def _lock(folder: Path, tick: _Tick) -> Iterator[None]:
+def _lock(folder: Path, alive: Callable[[], None]) -> Iterator[None]:
     """Holds the lock of one store; whoever waits for it still reports that he is alive."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     while True:
@@ -283,7 +333,7 @@ def _lock(folder: Path, tick: _Tick) -> Iterator[None]:
             lock.acquire(timeout=TICK)
             break
         except Timeout:
-            tick(0, None)
+            alive()
     try:
         yield
     finally:

@@ -160,8 +160,9 @@ class PartWriter:
             self._append_masks([image.mask for image in kept])
         if self._pairs.array is not None or any(image.pair is not None for image in kept):
             self._append_pairs(items, [image.pair for image in kept])
+        columns = dict(zip(Item._fields, zip(*items, strict=True), strict=True))
         for name in ROWS[:-1]:
-            self._rows[name] += [getattr(item, name) for item in items]
+            self._rows[name] += columns[name]
         self._rows["points"] += [image.points for image in kept]
 
     def row_bytes(self) -> int:
@@ -289,8 +290,13 @@ def room(folder: Path) -> int:
 
 
 def taken(folder: Path) -> int:
-    """Bytes of the files in a folder and below it."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of the files in a folder and below it, as far as no other process is just moving them."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def _usual_size(side: int) -> int:
