@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "twofold"
 LEVELS = (
     {"errors", "__init__"},
     {"settings", "files"},
-    {"noise", "reverse", "draws", "codec", "taps", "hashing"},
+    {"noise", "reverse", "draws", "codec", "taps", "hashing", "weightsfile"},
     {"denoiser", "oracle"},
     {"networks", "data"},
     {"generate", "measure"},

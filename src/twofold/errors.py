@@ -7,7 +7,7 @@ with 2, the web service answers 4xx. Any other exception is our mistake and keep
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -31,3 +31,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(valid[:30]) + (", ..." if len(valid) > 30 else "")
     return f"valid: {shown}" if valid else ""
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`: the first of these names and how many are left."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def first_line(error: BaseException, most: int = 120) -> str:
+    """What an exception of somebody else's says, short enough for brackets within a line; its kind if it is silent."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:most]

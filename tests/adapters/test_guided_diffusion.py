@@ -173,7 +173,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (b"", b"hello world\n", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"x\.pt: not readable as weights"):
+        with pytest.raises(UserError, match=r"x\.pt: cannot be read as weights"):
             load(path)
     torch.save({"vgg.0.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"that no adapter reads \(vgg\.0\.weight.*guided-diffusion or DiT"):

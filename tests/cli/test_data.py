@@ -78,7 +78,11 @@ def test_a_broken_file_is_an_error_or_is_listed(folder: Path, capsys: pytest.Cap
         (["pack", "digits", "siz=8"], "siz (command line): unknown setting; did you mean 'size'?"),
         (["pack", "digits", "source=mine"], "source=mine: the source is given already (digits); keep one of them"),
         (["labels", "digits", "per_class=2"], "twofold data labels: --out is missing; name the label file to write"),
-        (["labels", "digits", "--out", "x"], "per_class=: is not a whole number from 1 on; write per_class=2"),
+        (["labels", "digits", "--out", "x"], "twofold data labels: per_class is missing; say how many images of each"),
+        (
+            ["labels", "digits", "--out", "x", "per_class=0"],
+            "per_class=0: is not a whole number from 1 on; write per_",
+        ),
         (["labels", "digits", "--out", "x", "per_class=2", "seed=-1"], "seed=-1: is not a whole number from 0 on"),
         (["labels", "digits", "--out", "x", "per_class=999"], "per_class=999: the smallest class has "),
         (["labels", "digits", "--out", ".", "per_class=2"], "--out .: is a folder; name the file to write"),
@@ -119,6 +123,16 @@ def test_duplicates_across_own_splits_are_noted(tmp_path: Path, capsys: pytest.C
             "note       identical images (1 sets) lie in several of the source's own splits\n"
             in capsys.readouterr().out
         )
+
+
+def test_groups_without_effect_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(folder), "on_bad_image=skip", "--quiet"]
+    for action in ("pack", "describe", "split"):
+        assert main(["data", action, *words]) == 0
+        assert "note " not in capsys.readouterr().out
+        assert main(["data", action, *words, r"group=re:(\.png)$"]) == 0
+        note = "note       1 group is too few, since each stays whole: no image is left for validation and test\n"
+        assert note in capsys.readouterr().out
 
 
 def test_labels_writes_a_file_that_training_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from twofold.cli import evaluate as verb
 from twofold.cli import sample as sample_verb
+from twofold.cli.generated import read_images
 from twofold.cli.main import main
 from twofold.data import open_store
 from twofold.denoiser import NetworkDenoiser
@@ -145,9 +146,27 @@ def test_evaluate_the_folder_that_sample_prints(
     assert "twofold sample" not in capsys.readouterr().out
     words = ["sample", str(run), "n=20", "npz=false", *QUICK, "--out", str(tmp_path / "png")]
     assert main(words) == 0
-    assert main(["evaluate", str(tmp_path / "png"), "data=digits", "--quiet"]) == 0
-    again = found_in(tmp_path / "png")["metrics"]["frechet/pixels"]["samples"]
-    assert again == pytest.approx(found["metrics"]["frechet/pixels"]["samples"], rel=1e-9)  # in another order
+    assert main(["evaluate", str(tmp_path / "png"), "data=digits", f"classifier={judge}", "--quiet"]) == 0
+    again = found_in(tmp_path / "png")["metrics"]
+    for name in ("frechet/pixels", "agreement"):  # in another order; the labels are in the manifest
+        assert again[name]["samples"] == pytest.approx(found["metrics"][name]["samples"], rel=1e-9)
+
+
+def test_labels_of_pngs_are_those_of_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = make_run(tmp_path / "run", classes=[f"a/b {k}" for k in range(9)] + ["all"])  # no folders' names
+    out = tmp_path / "s"
+    assert main(["sample", str(named), "n=13", "seed=5", *QUICK, "--out", str(out)]) == 0
+    whole = read_images(out)
+    (out / "images.npz").unlink()
+    pngs = read_images(out)
+    order = sorted(range(13), key=lambda i: (i % 10, f"{i + 5}.png"))
+    assert whole.labels is not None and pngs.labels == [whole.labels[i] for i in order]
+    assert torch.equal(pngs.images, whole.images[order])
+    assert (pngs.names, pngs.request) == (whole.names, whole.request)
+    foreign = out / "images" / "0-a_b_0" / "99.png"
+    (out / "images" / "0-a_b_0" / "5.png").rename(foreign)
+    assert main(["evaluate", str(out), "data=digits", "--quiet"]) == 2
+    assert f"{foreign}: manifest.json knows of no such image; give its images/" in said(capsys)
 
 
 def test_folders_of_samples_that_cannot_be_read(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -181,6 +200,9 @@ def test_mistakes_are_told_before_sampling(
     unconditional = make_run(tmp_path / "unconditional", classes=[])
     others = make_run(tmp_path / "others", "digits-classifier", classes=[f"digit {k}" for k in range(10)])
     named = make_run(tmp_path / "named", classes=[f"number {k}" for k in range(10)])
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    np.savez(pictures / "x.npz", np.zeros((9, 8, 8, 1), np.uint8))
     for source, words, expected in (
         (run, ["encoder=pixel"], "encoder=pixel: no such encoder"),
         (run, ["encoder=convnet"], "encoder=convnet: no classifier was given"),
@@ -201,11 +223,16 @@ def test_mistakes_are_told_before_sampling(
         (run, ["save_statistics=x.pkl"], "statistics are kept as .npz; name it x.pkl.npz"),
         (judge, ["reference=x.npz"], "is a classifier: its answers are measured, no images; leave reference out"),
         (judge, ["metrics=[kid]"], "leave metrics out"),
+        (judge, ["reference=x.npz", "n=9", "steps=3"], "n, steps, reference: "),
+        (pictures, ["n=9", "seed=0", "guidance=1", "at=last"], "n, seed, guidance, at: "),
+        (pictures / "x.npz", ["micro_batch=8", "sampler=ddim"], "x.npz holds images that are made already; leave them"),
         (run, ["--out", str(judge / "model.safetensors")], "model.safetensors: is a file; give a folder"),
         (run, [f"save_statistics={judge / 'settings.yaml/x.npz'}"], "settings.yaml: is a file; give a folder"),
     ):
         assert main(["evaluate", str(source), *words, "--quiet"]) == 2, words
         assert expected in said(capsys)
+    assert main(["evaluate", "data=digits", "save_statistics=x.npz", "precision=fp32", "--quiet"]) == 2
+    assert said(capsys).endswith("precision: only the statistics of real images are written; leave precision out")
     with pytest.raises(RuntimeError, match="sampled"):  # and without a mistake it would have been
         verb.evaluate(str(run), verb.EvaluateSettings(), "cpu", True)
 

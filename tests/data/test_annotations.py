@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.data import Item, fingerprint, open_source
+from twofold.cli.yardstick import part_of
+from twofold.data import Item, Store, fingerprint, notes, open_source, open_store
 from twofold.data.annotations import group_of, key_points, yes_or_no
 from twofold.data.items import limited, spans
 from twofold.errors import UserError
@@ -85,6 +86,47 @@ def test_points(put_table: PutTable, nested: bool, has_gaps: bool) -> None:
 def test_single_coordinates_may_be_absent() -> None:
     found = key_points("[[1, 2], [null, null]]", 2, "x")
     np.testing.assert_array_equal(found, np.array([[1, 2], [np.nan, np.nan]], np.float32))
+
+
+def test_settings_of_what_is_not_there(put_table: PutTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_table("x.parquet", image=CELLS, seg=image_cells(*MASKS), marks=[[1, 2, 3, 4, 5, 6]] * 4)
+
+    def refused(message: str, **values: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            open_store(DataSettings(source="x.parquet", **values))
+
+    masks = "the images of x.parquet have no masks; leave it out, or say where they are: data.mask_column=COLUMN"
+    refused(f"^data.mask_classes: {masks}", mask_classes=["a"])
+    refused(f"^data.mask_void: {masks}", mask_void=3, points_column="marks")
+    refused("^data.flip_pairs: the images of x.parquet have no key points", flip_pairs=[], mask_column="seg")
+    store = open_store(DataSettings(source="x.parquet", mask_column="seg", mask_void=3, points_column="marks"))
+    assert store.masks is not None and store.points is not None
+    store.meta["facts"]["flip_pairs"] = [[0, 3]]  # by a source itself
+    (store.folder / "meta.json").write_text(json.dumps(store.meta))
+    with pytest.raises(UserError, match="^data.flip_pairs: point 3 is not one of 3, or in two pairs"):
+        Store(store.folder, store.settings)
+    monkeypatch.setattr("twofold.data.store.pack", lambda *_: pytest.fail("packed before it was checked"))
+    refused("^data.flip_pairs: point 3 is not one of 3, or in two pairs", points_column="marks", flip_pairs=[(0, 3)])
+
+
+def test_groups_that_hold_nothing_out(put_table: PutTable) -> None:
+    import pyarrow as pa
+
+    put_table("x.parquet", image=CELLS, none=pa.array([None] * 4, pa.string()), one=["a"] * 4, all=list("abcd"))
+    empty = open_store(DataSettings(source="x.parquet", group="none"))
+    assert notes(empty) == ["data.group=none is empty for every image: none are kept together"]
+    assert len(empty.indices("all")) == 4
+    with pytest.raises(UserError, match="^data.group=none: no image of x.parquet has a group there; name another"):
+        empty.indices("train")
+    with pytest.raises(UserError, match="^data.group=none: "):  # and not that nothing is held out
+        part_of(empty, "test")
+    single = open_store(DataSettings(source="x.parquet", group="one"))
+    assert len(single.indices("train")) == 4
+    assert notes(single) == ["1 group is too few, since each stays whole: no image is left for validation and test"]
+    with pytest.raises(UserError, match="its test split holds no image; all images belong to one group"):
+        single.indices("test")
+    every = DataSettings(source="x.parquet", group="all", test_share=0.25, validation_share=0.25)
+    assert notes(open_store(every)) == [] and notes(open_store(DataSettings(source="digits"))) == []
 
 
 def test_groups(put_table: PutTable) -> None:

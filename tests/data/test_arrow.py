@@ -149,5 +149,5 @@ def test_what_is_damaged(here: Path, put: Callable[..., Path]) -> None:
 def test_files_of_several_kinds(here: Path, put: Callable[..., Path], put_table: Callable[..., Path]) -> None:
     write(here / "x/a.arrow"), put_table("x/b.parquet", image=image_cells(IMAGES[0]))
     assert error("x") == "data=x: holds files of several kinds (b.parquet and a.arrow); keep one kind in it"
-    write(here / "y/a.arrow"), put("y/1.png")  # as before: beside images they are not looked at
-    assert [item.id for item in read("y")] == ["1.png"]
+    write(here / "y/a.arrow"), put("y/1.png")
+    assert error("y") == "data=y: holds both images (1) and Arrow files (a.arrow); keep one kind in it"

@@ -172,6 +172,8 @@ def test_files_that_are_no_source(put: Put) -> None:
     assert error("x.zip") == "data=x.zip: is an archive; unpack it and give the folder"
     assert error("x.csv").startswith("data=x.csv: this kind of file is not a source of images; valid: digits, a folder")
     assert error("both") == "data=both: holds both images (1) and Parquet files (t.parquet); keep one kind in it"
+    put("tar/cat/1.png"), put("tar/t.tar", b"")
+    assert error("tar") == "data=tar: holds both images (1) and tar files (t.tar); keep one kind in it"
 
 
 # -- fingerprint ----------------------------------------------------------------------------------------------------

@@ -449,7 +449,7 @@ def test_groups_and_duplicates_stay_on_one_side(tmp_path: Path) -> None:
     assert all(len(set(store.codes[i::25])) == 1 for i in range(25))
     assert np.abs(np.bincount(store.codes) - [140, 20, 40]).max() <= 4  # half a group
     few = packed([item._replace(group="one") for item in items], tmp_path / "one")
-    with pytest.raises(UserError, match="its test split holds no image; there are too few groups to hold any out"):
+    with pytest.raises(UserError, match="its test split holds no image; all images belong to one group"):
         few.indices("test")
 
 

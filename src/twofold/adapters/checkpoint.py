@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..denoiser import NetworkDenoiser
-from ..errors import UserError
+from ..errors import UserError, some
 from ..settings.checkpoint import CheckpointSettings
+from ..weightsfile import read_tensors
 from . import dit_checkpoint, guided_diffusion
-from .weights_file import options_for, read_tensors
+from .weights_file import options_for
 
 Reader = Callable[[str, dict[str, Tensor], CheckpointSettings], NetworkDenoiser]
 LAYOUTS: dict[str, tuple[tuple[str, ...], Reader]] = {  # name -> the weights that tell it, who reads it
@@ -28,10 +29,9 @@ def read_checkpoint(path: Path) -> NetworkDenoiser:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(str(path), "not a file of weights", f"valid: a run folder, or {', '.join(SUFFIXES)}")
-    weights = read_tensors(path)
+    weights = read_tensors(path, command_line=True)
     for marks, reader in LAYOUTS.values():
         if all(mark in weights for mark in marks):
             return reader(str(path), weights, options_for(path))
-    first = ", ".join(list(weights)[:3]) or "no tensor"
-    what = f"weights of a layout that no adapter reads ({first}, ...)"
+    what = f"weights of a layout that no adapter reads ({some(list(weights))})"
     raise UserError(str(path), what, f"valid: a twofold model.safetensors, or the layout of {' or '.join(LAYOUTS)}")

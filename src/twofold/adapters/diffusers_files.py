@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, some
+from ..weightsfile import read_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -48,9 +49,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     Raises `UserError` where there is no safetensors file, or only a pickle, which could run code.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -61,10 +59,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if path.parent != folder or not path.is_file():
             raise UserError(str(folder), f"no {name} here", _other_weights(folder))
-        try:
-            weights |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(str(path), f"not readable as weights ({str(error).splitlines()[0]})") from error
+        weights |= read_tensors(path)
     return {present_name(name): tensor for name, tensor in weights.items()}
 
 
@@ -98,16 +93,11 @@ def check_weights(
     }
     for problem, keys in problems.items():
         if keys:
-            raise UserError(f"weights of {where}", _count(problem, keys), hint)
+            raise UserError(f"weights of {where}", f"{len(keys)} {problem}: {some(keys)}", hint)
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             what = f"{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
             raise UserError(f"weights of {where}", what, hint)
-
-
-def _count(problem: str, keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return f"{len(keys)} {problem}: {', '.join(keys[:3])}" + (", ..." if len(keys) > 3 else "")
 
 
 def read_model(folder: Path, kind: type[Any]) -> Any:

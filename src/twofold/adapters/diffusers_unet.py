@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser, NetworkDenoiser
-from ..errors import UserError
+from ..errors import UserError, some
 from ..networks.blocks import Block
 from ..networks.unet import UNet
 from ..noise import family
@@ -111,8 +111,9 @@ def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
     surplus = [their for their in theirs if their not in {name for group in names.values() for name in group}]
     for problem, keys in (("missing", missing), ("surplus", surplus)):
         if keys:
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise UserError(f"weights of {where}", f"{len(keys)} {problem}: {shown}", "config and weights disagree")
+            raise UserError(
+                f"weights of {where}", f"{len(keys)} {problem}: {some(keys)}", "config and weights disagree"
+            )
     for name, parameter in network.state_dict().items():
         right = (len(parameter) // len(names[name]), *parameter.shape[1:])
         for their in names[name]:

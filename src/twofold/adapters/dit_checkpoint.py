@@ -23,9 +23,10 @@ from ..settings.checkpoint import CheckpointSettings
 from ..settings.network import DiTSettings
 from ..settings.noise import VPNoise
 from ..settings.resolve import resolve
+from ..weightsfile import read_tensors
 from .dit_layouts import assembled, published_names
 from .latent_codec import NoCodec, codec_for
-from .weights_file import count_of, options_for, read_tensors, size_of, untold
+from .weights_file import count_of, options_for, size_of, untold
 
 Weights = Mapping[str, Tensor]
 MARKS = ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")  # names that this layout alone has
@@ -42,7 +43,7 @@ def read(path: Path | str, **options: Any) -> NetworkDenoiser:
     that are missing or too many, and naming what neither weights nor options tell.
     """
     path = Path(path)
-    return from_weights(str(path), read_tensors(path), options_for(path, options))
+    return from_weights(str(path), read_tensors(path, command_line=True), options_for(path, options))
 
 
 def from_weights(where: str, weights: Weights, options: CheckpointSettings) -> NetworkDenoiser:

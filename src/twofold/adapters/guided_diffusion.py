@@ -33,9 +33,10 @@ from ..noise import family
 from ..settings.checkpoint import CheckpointSettings
 from ..settings.network import UNetSettings
 from ..settings.noise import VPNoise
+from ..weightsfile import read_tensors
 from .diffusers_files import check_weights
 from .suspicion import is_better
-from .weights_file import count_of, exact, options_for, read_tensors, size_of, untold
+from .weights_file import count_of, exact, options_for, size_of, untold
 
 Weights = Mapping[str, Tensor]
 Order = Literal["legacy", "new"]
@@ -92,7 +93,7 @@ def read(path: Path | str, calibration: Tensor | None = None, **options: Any) ->
     Raises `UserError` for weights that are missing or too many, and naming what neither weights nor options tell.
     """
     path = Path(path)
-    return from_weights(str(path), read_tensors(path), options_for(path, options), calibration)
+    return from_weights(str(path), read_tensors(path, command_line=True), options_for(path, options), calibration)
 
 
 def from_weights(

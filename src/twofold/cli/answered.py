@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, some
 from ..settings.evaluate import EvaluateSettings
 from .show import Progress
-from .yardstick import check_judge, held_out_of, short
+from .yardstick import check_judge, held_out_of
 
 if TYPE_CHECKING:
     from ..data import Store
@@ -36,7 +36,7 @@ def judge(
     if not bool((label >= 0).any()):
         raise UserError(where, "has no labels", "accuracy needs one sub-folder per class")
     if list(store.classes) != list(model.classes):
-        what = f"its classes are {short(store.classes)}, the classifier knows {short(model.classes)}"
+        what = f"its classes are {some(store.classes)}, the classifier knows {some(model.classes)}"
         raise UserError(where, what, "give data of the same classes")
     levels = levels_of(model, settings.noise_levels)
     classifier: Any = model  # a `Classifier`, whose classes mypy wants to be any sequence

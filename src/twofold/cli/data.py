@@ -66,9 +66,12 @@ def _choice(args: argparse.Namespace, assigned: dict[str, Any]) -> dict[str, int
     """per_class and seed, taken out of what was assigned."""
     if not args.out:
         raise UserError("twofold data labels", "--out is missing", "name the label file to write")
+    if "per_class" not in assigned:
+        hint = "say how many images of each class: per_class=10"
+        raise UserError("twofold data labels", "per_class is missing", hint)
     chosen = {}
-    for name, least, usual in (("per_class", 1, ""), ("seed", 0, "0")):
-        value = str(assigned.pop(name, usual))
+    for name, least in (("per_class", 1), ("seed", 0)):
+        value = str(assigned.pop(name, 0))
         if not value.isdecimal() or int(value) < least:
             raise UserError(f"{name}={value}", f"is not a whole number from {least} on", f"write {name}={least + 1}")
         chosen[name] = int(value)
@@ -93,11 +96,8 @@ def _opened(settings: DataSettings, quiet: bool) -> Store:
 
 def pack(store: Store, args: argparse.Namespace) -> None:
     """Where the store is and what is in it."""
-    from ..data import crossing
-
     print_store(store)
-    if shared := crossing(store):
-        print(f"note       {shared}")
+    print_notes(store)
 
 
 def print_store(store: Store) -> None:
@@ -118,7 +118,6 @@ def print_store(store: Store) -> None:
 
 def describe(store: Store, args: argparse.Namespace) -> None:
     """Everything that is known without looking at single images."""
-    from ..data import crossing
     from ..data import describe as facts_of
 
     facts = facts_of(store)
@@ -133,9 +132,8 @@ def describe(store: Store, args: argparse.Namespace) -> None:
         lines["groups"] = f"{facts['groups']['count']:,}, the largest of {facts['groups']['largest']:,} images"
     if facts["imbalance"]:
         lines["balance"] = balance_line(facts["imbalance"])
-    if shared := crossing(store):
-        lines["note"] = shared
     print_facts(lines)
+    print_notes(store)
     print_small(facts["small_classes"])
     print(counts_table(facts["counts"]))
     if facts["attributes"]:
@@ -147,6 +145,7 @@ def split(store: Store, args: argparse.Namespace) -> None:
     from ..data.describe import class_counts, small_classes
 
     counts = class_counts(store)
+    print_notes(store)
     print_small(small_classes(counts, store.classes))
     print(counts_table(counts))
     if args.out:
@@ -239,6 +238,13 @@ def print_small(small: Mapping[str, Sequence[str]]) -> None:
 def print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         print(f"{name:<10} {value}")
+
+
+def print_notes(store: Store) -> None:
+    from ..data import notes
+
+    for line in notes(store):
+        print(f"note       {line}")
 
 
 def print_bad(bad: Sequence[Any]) -> None:

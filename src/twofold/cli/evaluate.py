@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from ..settings.data import DataSettings
 
 OPTIONS = ("--out", "--device", "--quiet")
-OF_IMAGES = ("encoder", "weights", "metrics", "reference", "save_statistics", "classifier")  # not of a classifier
+# settings that mean nothing: where no samples are drawn; besides, where the answers of a classifier are measured
+OF_SAMPLING = ("n", "seed", "sampler", "steps", "guidance", "precision", "micro_batch")
+OF_IMAGES = ("encoder", "weights", "metrics", "reference", "save_statistics", "classifier")
 
 
 def settings_model() -> type[EvaluateSettings]:
@@ -62,6 +65,7 @@ def write_reference(settings: EvaluateSettings, device: str | None, quiet: bool)
         raise UserError(
             f"reference={settings.reference}", "there is nothing to compare with it", "name a run or images"
         )
+    refuse_given(settings, (*OF_SAMPLING, "at"), "only the statistics of real images are written")
     say("loading torch ...", quiet)
     from ..learn.training import make_accelerator
 
@@ -114,12 +118,15 @@ def evaluate(
     quiet = quiet or not first
     # what is no folder of images and no .npz is a model, a hub name, or a clear error
     is_images = (path.is_dir() and not is_model(path)) or (path.suffix == ".npz" and path.is_file())
+    if is_images:
+        refuse_given(settings, (*OF_SAMPLING, "at"), f"{source} holds images that are made already")
     model = None if is_images else load(source, settings.at, place)
     if settings.noise_levels and (model is None or isinstance(model, Denoiser)):
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     given, store = None, None
     if model is not None and not isinstance(model, Denoiser):
-        check_judged(source, settings)
+        what = f"{source} is a classifier: its answers are measured, no images"
+        refuse_given(settings, (*OF_SAMPLING, *OF_IMAGES), what)
         found = judge(model, packed(data_of(path, settings), quiet), settings, quiet) if first else None
     else:
         given, store, found = against(path, model, settings, place, quiet)
@@ -145,11 +152,11 @@ def check_places(settings: EvaluateSettings, out: Path | None) -> None:
             raise UserError(f"{where}: {there}", "is a file", "give a folder")
 
 
-def check_judged(source: str, settings: EvaluateSettings) -> None:
-    """Raises `UserError` for what is asked of a classifier and can be had of images only."""
-    for name in OF_IMAGES:
-        if getattr(settings, name) != type(settings).model_fields[name].default:
-            raise UserError(name, f"{source} is a classifier: its answers are measured, no images", f"leave {name} out")
+def refuse_given(settings: EvaluateSettings, fields: Sequence[str], what: str) -> None:
+    """Raises `UserError` naming those of these settings that were given, whatever their value."""
+    given = [name for name in fields if name in settings.model_fields_set]
+    if given:
+        raise UserError(", ".join(given), what, f"leave {given[0] if len(given) == 1 else 'them'} out")
 
 
 def against(

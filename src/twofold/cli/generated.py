@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..data import Store
     from ..denoiser import Denoiser
 
 UNTOLD = ("png", "npz", "columns")  # of a manifest: they change no image
@@ -132,11 +133,34 @@ def read_images(path: Path) -> Generated:
     else:
         store = open_store(DataSettings(source=str(path if made is None else path / "images")))
         folder = {"folder": str(path), "hash": store.content_hash, "images": len(store), "shape": list(store.shape)}
-        found = Generated(store.batch(store.indices("all")), None, request=request or folder)
+        labels, about = labels_of(store, path, request) if request else None, request or folder
+        images, names = store.batch(store.indices("all")), request.get("classes", ())
+        found = Generated(images, labels, names, request.get("precision", ""), about)
     if len(found.images) < fewest():
         many = f"only {len(found.images)} images"
         raise UserError(str(path), many, f"at least {fewest()}; hundreds mean something")
     return found
+
+
+def labels_of(store: Store, path: Path, request: dict[str, Any]) -> list[int] | None:
+    """The labels that a manifest says of the PNGs in `store`, -1 = none; None if it asked for no classes at all.
+
+    Raises `UserError` for an image that the manifest does not speak of, and for a manifest that cannot be read.
+    """
+    from ..generate import manifest
+
+    hint = "give its images/ to measure them without their classes"
+    try:
+        known = manifest.png_labels(request)
+    except (KeyError, TypeError, ValueError):
+        where = str(path / manifest.NAME)
+        raise UserError(where, "does not say what the images were asked to be", hint) from None
+    ids = [store.id(i) for i in range(len(store))]
+    foreign = next((name for name in ids if name not in known), None)
+    if foreign is not None:
+        raise UserError(str(path / "images" / foreign), f"{manifest.NAME} knows of no such image", hint)
+    labels = [known[name] for name in ids]
+    return labels if any(label >= 0 for label in labels) else None
 
 
 def read_npz(path: Path, hint: str) -> tuple[Tensor, list[int] | None]:

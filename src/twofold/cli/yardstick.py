@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, some
 from ..settings.evaluate import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def part_of(store: Store, split: str) -> np.ndarray:
     """The rows of a part, none where it is empty."""
     import numpy as np
 
+    store.check_groups()
     with contextlib.suppress(UserError):
         return store.indices(split)
     return np.empty(0, np.int64)
@@ -177,13 +178,9 @@ def check_images(
     known, where = list(classifier.classes), f"classifier={settings.classifier}"
     unnamed = list(names) == [str(k) for k in range(len(names))]
     if len(names) > len(known) or (not unnamed and list(names) != known):
-        what = f"knows {short(known)}, the images were asked for as {short(names)}"
+        what = f"knows {some(known)}, the images were asked for as {some(names)}"
         raise UserError(where, what, "give a classifier of the same classes in the same order")
 
 
 def by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-def short(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f", ... ({len(names)} classes)" if len(names) > most else "")

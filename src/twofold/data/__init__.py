@@ -5,7 +5,7 @@ The augmentation itself is `twofold.data.augment.augment`.
 
 from .augment import AUGMENT_DRAWS, AUGMENT_LABELS, flip
 from .decode import BadImage, decode
-from .describe import crossing, describe
+from .describe import describe, notes
 from .items import SPLITS, Item, Source
 from .order import ImageOrder, image_order, spread
 from .pack import cache_root
@@ -25,7 +25,6 @@ __all__ = [
     "Store",
     "Streamed",
     "cache_root",
-    "crossing",
     "decode",
     "describe",
     "fingerprint",
@@ -33,6 +32,7 @@ __all__ = [
     "image_order",
     "label_subsets",
     "labels_csv",
+    "notes",
     "open_images",
     "open_source",
     "open_store",

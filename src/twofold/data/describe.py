@@ -145,6 +145,23 @@ def crossing(store: Store) -> str:
     return f"{' and '.join(lines)} lie in several of the source's own splits" if lines else ""
 
 
+def ungrouped(store: Store) -> str:
+    """One line where groups cannot do what they are for: none is there, or too few to hold any out; else ""."""
+    if store.settings.group is None:
+        return ""
+    if not store.n_groups:
+        return f"data.group={store.settings.group} is empty for every image: none are kept together"
+    wanted = {"validation": store.settings.validation_share, "test": store.settings.test_share}
+    empty = [part for part, share in wanted.items() if share and not (store.codes == SPLITS.index(part)).any()]
+    count = f"{store.n_groups} groups are" if store.n_groups > 1 else "1 group is"
+    return f"{count} too few, since each stays whole: no image is left for {' and '.join(empty)}" if empty else ""
+
+
+def notes(store: Store) -> list[str]:
+    """What whoever relies on the split should know, a line each; see `crossing` and `ungrouped`."""
+    return [line for line in (crossing(store), ungrouped(store)) if line]
+
+
 def _moments(store: Store) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels in 0..1; exact, from counts of the 256 levels."""
     levels = np.zeros((store.shape[0], 256), np.int64)

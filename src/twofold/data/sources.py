@@ -160,12 +160,13 @@ def _in_folder(settings: DataSettings, path: Path) -> Source:
         return ImageFolder(path, settings)
     found = scan(path)
     where = f"data={settings.source}"
-    if found.tables and found.images:
-        what = f"holds both images ({found.images}) and Parquet files ({found.tables[0]})"
-        raise UserError(where, what, "keep one kind in it")
     kinds = {TABLE_SUFFIX: found.tables, ARROW_SUFFIX: found.arrows, TAR_SUFFIX: found.tars}
     there = [suffix for suffix, files in kinds.items() if files]
-    if found.images or not there:
+    if found.images and there:
+        name = {TABLE_SUFFIX: "Parquet", ARROW_SUFFIX: "Arrow", TAR_SUFFIX: "tar"}[there[0]]
+        what = f"holds both images ({found.images}) and {name} files ({kinds[there[0]][0]})"
+        raise UserError(where, what, "keep one kind in it")
+    if not there:
         return ImageFolder(path, settings, found)
     if len(there) > 1:
         names = " and ".join(kinds[suffix][0] for suffix in there)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from ..files import atomic_file
 from ..settings.data import DataSettings
+from .augment import mirror_partners
 from .duplicates import components, image_hashes
 from .items import SPLITS
 from .pack import Progress, cache_root, complete, pack
@@ -37,6 +38,8 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Stor
     Raises `UserError` for whatever is wrong with the source, an image, the settings, or the cache.
     """
     source = open_source(settings)
+    if settings.flip_pairs is not None and (points := source.facts().get("points")) is not None:
+        mirror_partners(points if isinstance(points, int) else len(points), settings.flip_pairs)  # before hours of work
     key = fingerprint_of(source, settings)
     name = re.sub(r"[^\w.-]+", "_", source.name)[:60] or "images"
     folder = cache_root() / "data" / f"{name}-{key[:20]}"
@@ -58,7 +61,7 @@ class Store:
     (N, C2, H, W); groups int64 (N,), -1 = none. attribute_names, mask_classes, point_names: their names, as far as
     they are known. flip_pairs: points that a mirror exchanges, None if nobody has said.
 
-    Raises `UserError` if files are missing or damaged.
+    Raises `UserError` if files are missing or damaged, and for settings about masks or points that it has not.
     """
 
     def __init__(self, folder: Path | str, settings: DataSettings) -> None:
@@ -88,6 +91,7 @@ class Store:
         rows = (self.all_labels, self._own, *(array for array in more if array is not None))
         if self.images.shape != (n, *self.shape) or any(len(array) != n for array in rows):
             raise self._damaged(f"{len(self.images)} images instead of {n}")
+        self._check_settings()
         self._pixels = np.asarray(self.images)  # the same memory without np.memmap's cost per index
         self._codes: np.ndarray | None = None
 
@@ -106,10 +110,22 @@ class Store:
             return np.arange(len(self))
         if split not in SPLITS:
             raise UserError(f"split={split}", "no such split", nearest(split, (*SPLITS, "all")))
+        self.check_groups()
         rows = np.flatnonzero(self.codes == SPLITS.index(split))
         if not len(rows):
             raise UserError(f"data={self.settings.source}", f"its {split} split holds no image", self._why_empty(split))
         return rows
+
+    def check_groups(self) -> None:
+        """Raises `UserError` where the split was to keep groups whole and no image has one."""
+        if self.settings.group is not None and not self.n_groups:
+            what = f"no image of {self.settings.source} has a group there"
+            raise UserError(f"data.group={self.settings.group}", what, "name another column, or leave data.group unset")
+
+    @cached_property
+    def n_groups(self) -> int:
+        """How many groups there are."""
+        return 0 if self.groups is None else len(np.unique(self.groups[self.groups >= 0]))
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -166,6 +182,16 @@ class Store:
         start, end = self._id_offsets[i : i + 2]
         return self._id_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 
+    def _check_settings(self) -> None:
+        """What is said of masks and points must be about some that are there."""
+        masks, points = (self.masks, "masks", "mask_column"), (self.points, "key points", "points_column")
+        for name, (array, kind, column) in {"mask_classes": masks, "mask_void": masks, "flip_pairs": points}.items():
+            if getattr(self.settings, name) is not None and array is None:
+                what = f"the images of {self.settings.source} have no {kind}"
+                raise UserError(f"data.{name}", what, f"leave it out, or say where they are: data.{column}=COLUMN")
+        if self.points is not None and self.flip_pairs is not None:
+            mirror_partners(self.points.shape[1], self.flip_pairs)
+
     def _load(self, name: str) -> Any:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
@@ -198,6 +224,8 @@ class Store:
             return "its files all belong to other splits; add a train split, or use split all"
         if getattr(self.settings, f"{split}_share") == 0:
             return f"data.{split}_share is 0; set it to hold images out"
+        if self.n_groups == 1:
+            return "all images belong to one group, which stays whole; leave data.group unset, or name another column"
         if self.groups is not None:
             return f"there are too few groups to hold any out; raise data.{split}_share, or leave data.group unset"
         return f"there are too few training images to hold any out; raise data.{split}_share or add images"

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,26 @@ def _period(values: np.ndarray) -> int | None:
         if values[period] == values[0] and np.array_equal(values[period:], values[:-period]):
             return period
     return None
+
+
+def folders(names: Sequence[str]) -> dict[int, str]:
+    """{label: folder name}: the classes' names, all numbered where one of them cannot be a folder of its own."""
+    safe = [re.sub(r"[^\w.,()+-]+", "_", name).strip("._") for name in names]
+    if len({name.casefold() for name in [*safe, "", "all"]}) < len(names) + 2:
+        safe = [f"{k}-{name}" for k, name in enumerate(safe)]
+    return {-1: "all", **dict(enumerate(safe))}
+
+
+def png_name(folder_of: Mapping[int, str], seed: int, label: int) -> str:
+    """Where the PNG of an image lies below images/. folder_of: see `folders`."""
+    return f"{folder_of[int(label)]}/{seed}.png"
+
+
+def png_labels(request: dict[str, Any]) -> dict[str, int]:
+    """{file below images/: label, -1 = none} of every image that was asked for."""
+    folder_of = folders(request["classes"])
+    pairs = zip(expand(request["seeds"]).tolist(), expand(request["labels"]).tolist(), strict=True)
+    return {png_name(folder_of, seed, label): label for seed, label in pairs}
 
 
 def plain(value: Any) -> Any:

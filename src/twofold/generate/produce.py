@@ -9,7 +9,6 @@ them together and removes them. Everything in the folder is bit-identical to wha
 
 from __future__ import annotations
 
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -147,7 +146,7 @@ class _Job:
         numbers = np.full(len(self.seeds), -1) if self.labels is None else self.labels.numpy()
         self.numbers = numbers.astype(np.int64)
         self.classes = class_names(denoiser, guide)
-        self.folders = _folders(self.classes)
+        self.folders = manifest.folders(self.classes)
         if settings.png:
             self._check_unique()
         self.request = manifest.plain(self._request(checkpoint_hash, guide_hash))
@@ -267,7 +266,7 @@ class _Job:
         return self.out / "chunks" / f"{i:08d}.chunk"
 
     def _png_file(self, i: int) -> Path:
-        return self.out / "images" / self.folders[int(self.numbers[i])] / f"{self.seeds[i]}.png"
+        return self.out / "images" / manifest.png_name(self.folders, self.seeds[i], self.numbers[i])
 
     def _part(self, i: int) -> slice:
         return slice(i * self.plan.micro_batch, (i + 1) * self.plan.micro_batch)
@@ -328,11 +327,3 @@ def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | No
         settings.to_zero,
         **settings.sampler_options(),
     )
-
-
-def _folders(names: Sequence[str]) -> dict[int, str]:
-    """{label: folder name}: the classes' names, all numbered where one of them cannot be a folder of its own."""
-    safe = [re.sub(r"[^\w.,()+-]+", "_", name).strip("._") for name in names]
-    if len({name.casefold() for name in [*safe, "", "all"]}) < len(names) + 2:
-        safe = [f"{k}-{name}" for k, name in enumerate(safe)]
-    return {-1: "all", **dict(enumerate(safe))}

@@ -59,7 +59,9 @@ def choose(
     rest is measured. Raises `UserError` where the data has changed: its splits would no longer be those of the run.
     """
     if stored and stored["data"] != data:
-        what = f"the data or its labels are not what this run was begun with (hash {data[:12]}, was {stored['data'][:12]})"
+        what = (
+            f"the data or its labels are not what this run was begun with (hash {data[:12]}, was {stored['data'][:12]})"
+        )
         raise UserError("data", what, "restore it, or train on it with another --out")
     size = micro_batch(settings, world)
     kept = stored if stored and stored["device"] == device.type else None

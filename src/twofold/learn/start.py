@@ -7,7 +7,6 @@ keeps its row, the others are new. Without a label, and with a label it knew, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import NetworkDenoiser
-from ..errors import UserError
+from ..errors import UserError, some
 from ..networks.trunk import Trunk
 from ..recognize.classifier import NetworkClassifier
 from ..settings.train import TrainSettings
 from .inherit import source_model
 
-SHOWN = 3  # names in a note; all are in the result
 Model = NetworkDenoiser | NetworkClassifier
 
 
@@ -44,15 +42,10 @@ class Started:
     def note(self) -> str:
         parts = [f"started from {self.source}: {self.taken} weights"]
         if self.kept_classes is not None:
-            parts.append(f"classes with what they had: {_some(self.kept_classes)}")
-        parts += [f"new: {_some(self.new)}"] if self.new else []
-        parts += [f"left out: {_some(self.left_out)}"] if self.left_out else []
+            parts.append(f"classes with what they had: {some(self.kept_classes) or 'none'}")
+        parts += [f"new: {some(self.new)}"] if self.new else []
+        parts += [f"left out: {some(self.left_out)}"] if self.left_out else []
         return "; ".join(parts)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "none") + more
 
 
 def start_from(model: Model, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
@@ -79,7 +72,7 @@ def _start_trunk(network: Trunk, source: str) -> tuple[list[str], dict[str, Any]
     theirs, ours = source_model(source).network.state_dict(), network.unet.state_dict()
     missing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
     if missing:
-        what = f"{len(missing)} weights of the trunk are not there: " + ", ".join(missing[:SHOWN])
+        what = f"{len(missing)} weights of the trunk are not there: {some(missing)}"
         raise UserError(f"init_from={source}", what, "it is not the model this run was begun with")
     network.unet.load_state_dict({name: theirs[name] for name in ours})
     left = [name for name in theirs if name not in ours]

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data import cache_root
-from ..errors import UserError
+from ..errors import UserError, first_line, some
 from ..files import atomic_file, sha256
 from ..networks.inception import Inception, prepare
 from ..networks.inception_fast import FastInception
+from ..weightsfile import read_tensors
 
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"
 SCRIPT = "inception-2015-12-05.pt"
@@ -184,7 +185,7 @@ def read_network(path: Path) -> Inception:
     Weights of an auxiliary classifier, which the release trained with, and counters of batches are passed over.
     """
     network = Inception()
-    given = read_tensors(path)
+    given = read_tensors(path, f"{STATE_DICT} comes from {ADDRESS}")
     ignored = [name for name in given if name.startswith("AuxLogits.") or name.endswith(".num_batches_tracked")]
     given = {name: value for name, value in given.items() if name not in ignored}
     known = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -200,28 +201,3 @@ def read_network(path: Path) -> Inception:
     if not all(bool(torch.isfinite(value).all()) for value in given.values()):
         raise UserError(str(path), "its weights hold NaN or infinity", f"{STATE_DICT} comes from {ADDRESS}")
     return network.eval().requires_grad_(False)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a state dict saved by torch, which is never unpickled freely."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        given = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors errors, some of them of their own kinds
-        what = f"cannot be read as weights ({first_line(error)})"
-        raise UserError(str(path), what, f"{STATE_DICT} comes from {ADDRESS}") from None
-    if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise UserError(str(path), "holds something else than named tensors", f"{STATE_DICT} comes from {ADDRESS}")
-    return dict(given)
-
-
-def first_line(error: Exception, most: int = 120) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:most]
-
-
-def some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import UserError
+from ..errors import UserError, first_line, some
 from ..hashing import model_hash
-from .inception import exact, first_line, some
+from .inception import exact
 
 PREFIX = "transformers:"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; others become bicubic
