@@ -33,10 +33,12 @@ PUBLISHED = {
 # What the presets that start from a trained denoiser are given instead of a run, and its width cut down for training
 SOURCES = {"finetune": "digits", "lora": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
 
+WITHOUT_DATA = ("finetune", "lora", "noisy-mlp")  # they take that of the run
+
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
-    """A preset's settings; those for one's own images are given digits."""
-    own = [("test", {"data": "digits"})] if name.startswith("images-") else []
+    """A preset's settings; those without data of their own are given digits."""
+    own = [("test", {"data": "digits"})] if name.startswith("images-") or name in WITHOUT_DATA else []
     layers = [*open_preset(name).layers, *own, *(("test", change) for change in changes)]
     return resolve(TrainSettings, layers)[0]
 

@@ -19,7 +19,7 @@ from PIL import Image
 import twofold
 from twofold.cli.main import main
 from twofold.cli.tablefile import TableFile
-from twofold.data import open_store
+from twofold.data import open_store, spread
 from twofold.learn.inherit import probed_layer
 from twofold.recognize.probe import ProbeClassifier
 from twofold.run import Run, load, load_probe, newest_probe
@@ -139,7 +139,7 @@ def test_every_head_is_saved_and_predicts_the_same(run: Path, tmp_path: Path, he
     classifier = load_probe(out)
     store = open_store(DataSettings(source="digits"))
     rows = store.indices("test")
-    rows = rows[np.linspace(0, len(rows) - 1, 60).astype(np.int64)]
+    rows = rows[spread(len(rows), 60)]
     named = classifier.image_logits(store.batch(rows)).argmax(1).numpy()
     assert (named == store.labels[rows]).mean() == pytest.approx(found["averaged"], abs=1 / 60)
     assert isinstance(load(out), ProbeClassifier)

@@ -255,7 +255,8 @@ def test_a_fork_that_is_killed_is_made_up_for(
 
 
 STOPPED = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who is started in the background may ignore it
 from twofold.data import forks, open_store, pack
 from twofold.settings.data import DataSettings
 pack.ALONE, pack.PART, pack.TICK, pack._workers = 0, 4, 0.01, lambda: 3

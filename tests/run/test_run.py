@@ -216,3 +216,16 @@ def test_result_json_is_plain(tmp_path: Path) -> None:
     run = Run.start(tmp_path / "a", tiny())
     run.write_result({"metrics": {"loss": 1.0}})
     assert json.loads(run.result_file.read_text()) == run.result() == {"metrics": {"loss": 1.0}}
+
+
+def test_settings_of_a_run_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "a", tiny())
+    with run.lock():
+        run.forget_unbegun()  # somebody trains in it
+    assert run.settings_file.is_file()
+    run.forget_unbegun()
+    assert not run.settings_file.exists()
+    run = Run.start(tmp_path / "a", tiny(lr=1e-3))
+    (run.path / "state" / "000000000064").mkdir(parents=True)
+    run.forget_unbegun()
+    assert run.settings_file.is_file()

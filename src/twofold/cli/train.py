@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
-from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
+from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
 from ..settings.train import TrainSettings
 from .show import Progress, metrics_line, say, training
 
@@ -39,9 +39,28 @@ def run(args: argparse.Namespace) -> int:
 
 def resolved(preset: str, assignments: list[str]) -> tuple[TrainSettings, str]:
     """Settings from a preset and key=value words, and the preset's short name."""
-    opened = open_preset(preset)
-    settings, _ = resolve(TrainSettings, [*opened.layers, ("command line", parse_assignments(assignments))])
+    opened, given = open_preset(preset), parse_assignments(assignments)
+    layers = [*opened.layers, ("command line", given)]
+    source = next((layer["init_from"] for _, layer in reversed(layers) if layer.get("init_from")), None)
+    if source is not None and not any("data" in layer for _, layer in opened.layers):
+        layers.insert(0, (f"data of {source}", {"data": data_of(str(source), given)}))
+    settings, _ = resolve(TrainSettings, layers)
     return settings, opened.name
+
+
+def data_of(source: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the run that `init_from` names was trained on; where other data is given, only how images become its size.
+
+    {} for what is no run here.
+    """
+    for place in (source, source.rpartition("@")[0]):
+        file = Path(place) / "settings.yaml"
+        if place and file.is_file():
+            data = from_yaml(TrainSettings, file).data.model_dump(mode="json", exclude_defaults=True)
+            named = given.get("data") or {}
+            other = not isinstance(named, dict) or {"", "source"} & named.keys()
+            return {name: data[name] for name in ("size", "fit", "channels") if name in data} if other else data
+    return {}
 
 
 def command_line() -> str:

@@ -53,6 +53,7 @@ class Trainer:
         self.device = accelerator.device
         self.main = accelerator.is_main_process
         torch.manual_seed(self.loop.seed)
+        _ = store.labels  # a label file that does not fit is told before a folder is made
         self.model = build(settings, store.shape, class_names(settings, store))
         self.environment: Environment
         self._branch: tuple[State, list[str]] | None = None

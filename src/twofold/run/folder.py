@@ -58,6 +58,21 @@ class Run:
         atomic_bytes(run.settings_file, to_yaml(settings, header))
         return run
 
+    def forget_unbegun(self) -> None:
+        """Removes the settings of a run that ended before anything was saved, so that it may be begun with others.
+
+        Nothing where there is a state, weights or a result, or while somebody trains in it.
+        """
+        made = (self.model_file, self.result_file, *(self.path / "state").glob("[0-9]*"))
+        if not self.settings_file.is_file() or any(file.exists() for file in made):
+            return
+        with contextlib.suppress(UserError), self.lock():
+            for file in (self.settings_file, self.path / "environment.json", self.log_file):
+                file.unlink(missing_ok=True)
+            for folder in (self.previews, self.path / "figures", self.snapshots):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
     @property
     def settings_file(self) -> Path:
         return self.path / "settings.yaml"
