@@ -310,3 +310,15 @@ def test_statistics_of_real_images_as_a_classifier_sees_them(judge: Path, tmp_pa
     words = ["data=digits", "encoder=convnet", f"classifier={judge}", f"save_statistics={file}", "--quiet"]
     assert main(["evaluate", *words]) == 0
     assert read_statistics(file).about["encoder"] == "convnet"
+
+
+def test_out_of_memory_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none_left(*given: Any, **more: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("twofold.generate.produce.produce", none_left)
+    assert main(["sample", str(run), *QUICK, "--out", str(tmp_path / "s")]) == 1
+    said = capsys.readouterr().err
+    assert "out of memory; lower micro_batch" in said and "Traceback" not in said

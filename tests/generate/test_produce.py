@@ -22,7 +22,7 @@ from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
 from twofold.generate import produce as produce_images
 from twofold.generate import sample
-from twofold.generate.chunks import GAP
+from twofold.generate.chunks import GAP, TILE
 from twofold.generate.manifest import compact, expand
 from twofold.generate.produce import requested
 from twofold.oracle import MixtureDenoiser
@@ -77,10 +77,11 @@ def test_folder_holds_the_images_of_sample_in_every_form(oracle: MixtureDenoiser
             assert np.array_equal(np.asarray(png), images[k, 0])
     with Image.open(tmp_path / "a" / "grid.png") as grid:
         pixels = np.asarray(grid)
-    assert pixels.shape == (3 * (4 + GAP) + GAP,) * 2  # 3 columns, at most 3 rows: 9 of the 10 images
+    assert pixels.shape == (3 * (TILE + GAP) + GAP,) * 2  # 3 columns, at most 3 rows: 9 of the 10 images
     for k in range(9):
-        top, left = (GAP + (4 + GAP) * i for i in divmod(k, 3))
-        assert np.array_equal(pixels[top : top + 4, left : left + 4], images[k, 0])
+        top, left = (GAP + (TILE + GAP) * i for i in divmod(k, 3))
+        tile = pixels[top : top + TILE, left : left + TILE]
+        assert np.array_equal(tile, images[k, 0].repeat(TILE // 4, axis=0).repeat(TILE // 4, axis=1))
     assert (pixels[:GAP] == 255).all()
 
 

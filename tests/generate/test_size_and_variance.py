@@ -176,3 +176,16 @@ def test_a_recipe_that_ends_above_zero(unet: UNets, sampler: str, tmp_path: Path
     produce(denoiser, tmp_path, SampleSettings(n=2, sampler=sampler, steps=4, grid="log", to_zero=False), "hash")
     manifest = json.loads((tmp_path / "manifest.json").read_text())["request"]
     assert manifest["to_zero"] is False and manifest["sigma_min"] == pytest.approx(denoiser.sigma_range[0])
+
+
+def test_sizes_and_labels_as_people_write_them(unet: UNets) -> None:
+    denoiser = unet("edm")
+    denoiser.class_names = ["cat", "dog", "owl"]
+    by_name = sample(denoiser, 2, label=["dog", "owl"], steps=2, size=8)
+    assert torch.equal(by_name, sample(denoiser, 2, label=[1, 2], steps=2))
+    assert torch.equal(sample(denoiser, 1, label="dog", steps=2), sample(denoiser, 1, label=1, steps=2))
+    with pytest.raises(UserError, match=r"label=dgo: no such class; did you mean 'dog'"):
+        sample(denoiser, 1, label="dgo")
+    for size in ((0, 3), (9, 300_000), (8, 8, 8), 0):
+        with pytest.raises(UserError, match="not a size"):
+            plan(denoiser, size=size)  # type: ignore[arg-type]

@@ -257,9 +257,13 @@ def in_words(request: dict[str, Any]) -> str:
         parts.append(f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}")
     if "sampler" in made:
         parts.append(f"{made['sampler']}, {made['steps']} steps, guidance {made['guidance']:g}")
-        parts += ["clipped" if made.get("clip") else "not clipped", f"computed in {made.get('precision', 'unknown')}"]
+        parts += [
+            "clipped" if made.get("clip") else "not clipped",
+            f"computed in {made.get('precision', 'unknown').replace('full', 'float32')}",
+        ]
     encoder = request["encoder"]
-    parts.append(f"encoder {encoder['encoder']} ({encoder['encoder_version'][:16]}, {encoder['transform']})")
+    first = "" if encoder["transform"] == "none" else f", {encoder['transform']}"
+    parts.append(f"encoder {encoder['encoder']} (version {encoder['encoder_version'][:16]}{first})")
     name = reference.get("data") or reference.get("file")
     count = f"{reference['images']:,} images" if "images" in reference else "an unknown number of images"
     digest = (reference.get("data_hash") or reference.get("sha256") or "")[:8]

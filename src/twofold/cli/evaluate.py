@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,12 +230,12 @@ def print_table(found: dict[str, Any]) -> None:
     width = max(28, *(len(name) + 1 for name in found["metrics"]))
     print(f"{'':{width}}" + "".join(f"{name:>12}" for name in heading))
     for name, row in found["metrics"].items():
-        values = [f"{row[c]:12.4f}" if c in row else f"{'':12}" for c in columns]
+        values = [f"{number(row[c]):>12}" if c in row else f"{'':12}" for c in columns]
         print(f"{name:{width}}" + "".join(values))
     for key, where in (("frechet_to_split", "split"), ("frechet_to_reference", "file")):
         if key in found:
             whole, name = found[key], f"distance to {Path(found[key][where]).name}"
-            print(f"{name:{width}}{whole['value']:12.4f}   ({whole['images']} samples)")
+            print(f"{name:{width}}{number(whole['value']):>12}   (all {whole['images']:,} samples)")
     for row in found.get("noise", ()):
         name, interval = f"accuracy at sigma {row['sigma']:g}", f"[{row['low']:.4f}, {row['high']:.4f}]"
         print(f"{name:28}{row['accuracy']:12.4f}   {interval} (95 %)")
@@ -248,6 +247,16 @@ def print_table(found: dict[str, Any]) -> None:
         what = f"with noise of sigma {level:g}, at which it was trained" if level else "clean"
         print(f"on {part['images']} images of the {part['split']} part, {what}")
         return
-    print(json.dumps(found["images"]))
+    counts = found["images"]
+    if "frechet" in counts:
+        seen = (
+            f"{counts['samples']:,} samples, {counts['real_train']:,} training and {counts['real_held_out']:,} held-out"
+        )
+        print(f"the columns compare {seen} images; frechet rows take {counts['frechet']:,} of each kind")
     for line in (found["note"], *found["notes"]):
         print(line)
+
+
+def number(value: float) -> str:
+    """Four places, or four digits where these would show nothing."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"

@@ -235,6 +235,10 @@ def _failed(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
         _tell(f"twofold: error: {error.filename}: {error.strerror}; choose another place, or its permissions")
         return 2
+    memory = sys.modules.get(f"{__package__.removesuffix('.cli')}.learn.memory")
+    if memory is not None and any(memory.is_out_of_memory(e) for e in chain):
+        _tell("twofold: error: out of memory; lower micro_batch (or the size of the images), or use another device")
+        return 1
     traceback.print_exception(error)
     return 1
 

@@ -18,6 +18,7 @@ from ..files import atomic_bytes, atomic_file
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels: what a PNG can hold
 GAP = 2  # pixels between the images of a grid
+TILE = 64  # an image of a grid is shown this large at least, enlarged by a whole factor
 
 
 def write_chunk(path: Path, images: np.ndarray) -> None:
@@ -48,7 +49,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int) -> None:
-    """Images (N, C, H, W) in rows of `columns`, with white gaps."""
+    """Images (N, C, H, W) in rows of `columns`, with white gaps; small ones enlarged, every pixel a square."""
+    factor = max(1, TILE // min(images.shape[2:]))
+    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     n, c, h, w = images.shape
     rows = -(-n // columns)
     canvas = np.full((c, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP), 255, np.uint8)

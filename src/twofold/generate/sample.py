@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .. import noise
 from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
-from ..errors import UserError
+from ..errors import UserError, nearest
+from ..settings.size import LARGEST_SIDE
 from .grids import fast_grid, is_respacing, respaced_grid
 from .guidance import check_interval, classifier_guided, clipped, guided
 from .guide import Guide, make_guide
@@ -72,7 +73,7 @@ def plan(
     guide: Classifier | None = None,
     guide_scale: float = 1.0,
     guide_interval: tuple[float, float] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | int | None = None,
     to_zero: bool = True,
     **options: Any,
 ) -> Plan:
@@ -154,7 +155,7 @@ def _options(denoiser: Denoiser, sampler: str, options: dict[str, Any]) -> tuple
     return chosen, complete
 
 
-def shape_at(denoiser: Denoiser, size: tuple[int, int] | None) -> tuple[int, int, int]:
+def shape_at(denoiser: Denoiser, size: tuple[int, int] | int | None) -> tuple[int, int, int]:
     """(C, H, W) of x0 for images of this size (height, width) in pixels; None: as the model was trained.
 
     Raises `UserError` with the reason where the model makes no images of this size.
@@ -162,6 +163,9 @@ def shape_at(denoiser: Denoiser, size: tuple[int, int] | None) -> tuple[int, int
     channels, *trained = denoiser.shape
     if size is None:
         return (channels, trained[0], trained[1])
+    size = (size, size) if isinstance(size, int) else size
+    if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+        raise UserError(f"size={size}", "not a size", f"height and width in pixels, 1 to {LARGEST_SIDE}")
     stride = getattr(denoiser.codec, "stride", 1)
     height, width = size[0] // stride, size[1] // stride
     whole = (height * stride, width * stride) == tuple(size)
@@ -190,7 +194,7 @@ def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
 
 def check_labels(
     denoiser: Denoiser,
-    label: int | Sequence[int] | Tensor | None,
+    label: int | str | Sequence[int | str] | Tensor | None,
     n: int,
     guidance: float = 1.0,
     guide: Guide | None = None,
@@ -201,7 +205,7 @@ def check_labels(
     Raises `UserError` for a label the model does not know, for labels on an unconditional model, for another number of
     labels than images, and for guidance without a label to guide towards.
     """
-    labels = None if label is None else torch.as_tensor(label, dtype=torch.int64).cpu()
+    labels = None if label is None else torch.as_tensor(_indices(label, denoiser), dtype=torch.int64).cpu()
     if labels is not None and labels.ndim == 0:
         labels = labels.expand(n)
     if labels is not None and labels.shape != (n,):
@@ -224,10 +228,22 @@ def check_labels(
     return labels
 
 
+def _indices(label: Any, denoiser: Denoiser) -> Any:
+    """Class names become indices; whatever else it is stays. Raises `UserError` for a name the model does not know."""
+    if isinstance(label, str):
+        names = list(denoiser.class_names)
+        if label not in names:
+            raise UserError(f"label={label}", "no such class", nearest(label, names) or "this model has no class names")
+        return names.index(label)
+    if isinstance(label, Sequence) and any(isinstance(one, str) for one in label):
+        return [_indices(one, denoiser) for one in label]
+    return label
+
+
 def sample(
     denoiser: Denoiser,
     seeds: int | Sequence[int],
-    label: int | Sequence[int] | Tensor | None = None,
+    label: int | str | Sequence[int | str] | Tensor | None = None,
     sampler: str = "dpmpp2m",
     steps: int | None = None,
     guidance: float = 1.0,
@@ -241,13 +257,13 @@ def sample(
     guide: Classifier | None = None,
     guide_scale: float = 1.0,
     guide_interval: tuple[float, float] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | int | None = None,
     to_zero: bool = True,
     **options: Any,
 ) -> Tensor:
     """Images of these seeds, uint8 (N, C, H, W) on the CPU.
 
-    seeds: one per image, or their number (0..n-1). label: a class index for all, one per image, or None.
+    seeds: one per image, or their number (0..n-1). label: a class's index or name for all, one per image, or None.
     sampler: a name in `SAMPLERS`; `options` are its own (eta, variance, s_churn, ...). steps, grid: default to the
     sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if there is an interval.
     sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch: images per forward pass.
@@ -295,7 +311,7 @@ def draw(
 def trajectory(
     denoiser: Denoiser,
     seeds: int | Sequence[int],
-    label: int | Sequence[int] | Tensor | None = None,
+    label: int | str | Sequence[int | str] | Tensor | None = None,
     micro_batch: int = 64,
     **how: Any,
 ) -> Iterator[Step]:

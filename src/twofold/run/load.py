@@ -18,6 +18,7 @@ from .folder import Run
 from .weights import load_model
 
 PROBE = "probe.safetensors"
+WEIGHTS = (".safetensors", ".pt", ".pth")
 MODEL_FILES = (
     "settings.yaml",
     "model_index.json",
@@ -63,6 +64,7 @@ def load(
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~", "runs/")):
         return load(_download(str(source)), at, device)
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
+    siblings = [name for name in siblings if is_model(name) and (Path(name).is_dir() or name.endswith(WEIGHTS))]
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
 
 
