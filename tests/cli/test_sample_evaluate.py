@@ -6,6 +6,7 @@ The models are untrained: weights of runs are written directly.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,7 @@ def test_out_of_memory_is_one_line(
     def none_left(*given: Any, **more: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("twofold.generate.produce.produce", none_left)
+    monkeypatch.setattr(sys.modules["twofold.generate.produce"], "produce", none_left)
     assert main(["sample", str(run), *QUICK, "--out", str(tmp_path / "s")]) == 1
     said = capsys.readouterr().err
     assert "out of memory; lower micro_batch" in said and "Traceback" not in said

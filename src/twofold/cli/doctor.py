@@ -38,6 +38,7 @@ NEEDED = {  # package: importable name; the dependencies of pyproject.toml
     "safetensors": "safetensors",
     "scikit-learn": "sklearn",
     "simplejpeg": "simplejpeg",
+    "xxhash": "xxhash",
     "transformers": "transformers",
 }
 

@@ -100,6 +100,14 @@ class Beside:
             more = more._replace(points=self._points(self._sibling(POINTS, folder, name)))
         return label, more
 
+    def unused(self) -> str:
+        """One line on the table's columns that nothing is read from; "" where there are none."""
+        used = {"file_name"} | ({self._labels.column} if self._labels else set())
+        used |= set(self._annotations.columns) if self._annotations else set()
+        others = [name for name in dict.fromkeys(n for t in self._tables for n in t.schema.names) if name not in used]
+        settings = "data.label_column=..., data.group=..., data.attribute_columns=[...], ..."
+        return f"{self._tables[0].path.name} has also: {', '.join(others)} (unused; {settings})" if others else ""
+
     # -- folders -----------------------------------------------------------------------------------------------------
 
     def _sibling(self, kind: str, folder: tuple[str, ...], name: str) -> Path:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .beside import Beside
 from .duplicates import across, same
 from .items import SPLITS
+from .sources import open_source
 from .store import Store
 
 BLOCK = 1 << 24  # bytes of pixels looked at together
@@ -160,6 +162,12 @@ def ungrouped(store: Store) -> str:
 def notes(store: Store) -> list[str]:
     """What whoever relies on the split should know, a line each; see `crossing` and `ungrouped`."""
     return [line for line in (crossing(store), ungrouped(store)) if line]
+
+
+def unused_columns(store: Store) -> str:
+    """One line on the columns of a folder's metadata.csv or .jsonl that no setting names; "" where there are none."""
+    beside = getattr(open_source(store.settings), "beside", None)
+    return beside.unused() if isinstance(beside, Beside) else ""
 
 
 def _moments(store: Store) -> tuple[list[float], list[float]]:

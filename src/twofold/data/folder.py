@@ -4,6 +4,7 @@
     photos/<class>/**/*.png          one sub-folder a class, in sorted order
     photos/train/<class>/*.png       the same below train, val | valid | validation, test
     photos/test/*.png                a split without classes is unlabelled
+    photos/unlabelled/**/*.png       beside class folders, also within a split: images without a label, no class
     photos/images/...                any of these, where masks/, pairs/, points/ or metadata.csv stands beside it
 
 Names that begin with a dot and files that are not images are ignored; links are followed. What may stand beside the
@@ -21,7 +22,7 @@ from ..settings.data import DataSettings
 from .annotations import group_of, names_a_path
 from .beside import Beside
 from .decode import EXTENSIONS
-from .items import FOLDER_SPLITS, Item, limited, spans
+from .items import FOLDER_SPLITS, UNLABELLED, Item, limited, spans
 from .walking import IMAGE_SUFFIXES, Scan, names_in, scan
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFolder"]
@@ -51,7 +52,9 @@ class ImageFolder:
         self._listed: tuple[tuple[str, ...] | None, list[str]] = (None, [])
 
     def identity(self) -> str:
-        return f"folder\0{self.root.resolve()}\0{self.found.digest}{self.beside.identity()}"
+        # there were stores that had such a folder as a class
+        unlabelled = "\0unlabelled" if any(self._is_unlabelled(folder) for folder in self._folders) else ""
+        return f"folder\0{self.root.resolve()}\0{self.found.digest}{self.beside.identity()}{unlabelled}"
 
     def classes(self) -> list[str]:
         return self.beside.classes(self.folder_classes)
@@ -80,7 +83,12 @@ class ImageFolder:
     def labels_of(self, folder: tuple[str, ...], names: list[str]) -> list[int]:
         """The label of each image in a folder by the folder's name."""
         inner = folder[1:] if self.has_splits else folder
-        return [self.folder_classes.index(inner[0]) if inner else -1] * len(names)
+        is_class = inner and not self._is_unlabelled(folder)
+        return [self.folder_classes.index(inner[0]) if is_class else -1] * len(names)
+
+    def _is_unlabelled(self, folder: tuple[str, ...]) -> bool:
+        inner = folder[1:] if self.has_splits else folder
+        return bool(inner) and not _is_class(inner[0])
 
     def _read(self, folder: tuple[str, ...], names: list[str]) -> Iterator[Item]:
         split, base = self.split_of(folder), self.images_root.joinpath(*folder)
@@ -102,30 +110,21 @@ class ImageFolder:
     def check_layout(self) -> bool:
         """Whether the sub-folders are splits."""
         found = self.found
-        if found.loose and found.classes:
-            folder = next(iter(found.classes))
-            raise UserError(
-                self.where,
-                f"images lie both in the folder itself ({found.loose}) and in sub-folders such as {folder!r}",
-                "move them all into sub-folders, one a class, or all into the folder itself",
-            )
         splits = [name for name in found.classes if name.lower() in FOLDER_SPLITS]
         others = [name for name in found.classes if name.lower() not in FOLDER_SPLITS]
+        if found.loose and splits:
+            raise _mixed(self.where, found.loose, splits[0], f"move them into {splits[0]}, or another split")
+        _check_loose(self.where, found.loose, others)
         if splits and others:
-            raise UserError(
-                self.where,
-                f"sub-folder {splits[0]!r} is named like a split and {others[0]!r} like a class",
-                "use splits (train, val, test) with the classes inside them, or rename the class",
-            )
+            what = f"sub-folder {splits[0]!r} is named like a split and {others[0]!r} like a class"
+            hint = "use splits (train, val, test) with the classes inside them, or rename the class"
+            if not _is_class(others[0]):
+                what = f"sub-folder {others[0]!r} lies beside the split {splits[0]!r}"
+                hint = f"move it into one of the splits: {splits[0]}/{others[0]}"
+            raise UserError(self.where, what, hint)
         for name in splits:
             below = found.classes[name]
-            if "" in below and len(below) > 1:
-                second = next(second for second in below if second)
-                raise UserError(
-                    f"{self.where}/{name}",
-                    f"images lie both in the folder itself ({below['']}) and in sub-folders such as {second!r}",
-                    "move them all into sub-folders, one a class, or all into the folder itself",
-                )
+            _check_loose(f"{self.where}/{name}", below.get("", 0), [second for second in below if second])
         return bool(splits)
 
     def class_names(self) -> list[str]:
@@ -134,12 +133,32 @@ class ImageFolder:
         if not found.classes:
             return []
         if self.has_splits:
-            return sorted({second for below in found.classes.values() for second in below if second})
-        empty = [name for name in found.folders if name not in found.classes]
+            seconds = {second for below in found.classes.values() for second in below if second}
+            return sorted(filter(_is_class, seconds))
+        empty = [name for name in found.folders if name not in found.classes and _is_class(name)]
         if empty:
             raise UserError(
                 f"{self.where}/{empty[0]}",
                 "this class folder holds no images",
                 "add its images, or remove the folder (or begin its name with a dot)",
             )
-        return sorted(found.classes)
+        return sorted(filter(_is_class, found.classes))
+
+
+def _is_class(name: str) -> bool:
+    """Whether a sub-folder of this name is a class; images in the others have no label."""
+    return name.lower() not in UNLABELLED
+
+
+def _check_loose(where: str, loose: int, folders: list[str]) -> None:
+    """Raises `UserError` for images beside class folders."""
+    if loose and (named := next(filter(_is_class, folders), None)) is not None:
+        hint = (
+            "if they have no label, put them into a sub-folder called unlabelled, otherwise into those of their class"
+        )
+        raise _mixed(where, loose, named, hint)
+
+
+def _mixed(where: str, loose: int, folder: str, hint: str) -> UserError:
+    what = f"images lie both in the folder itself ({loose}) and in sub-folders such as {folder!r}"
+    return UserError(where, what, hint)

@@ -11,6 +11,7 @@ from .decode import Encoded
 
 SPLITS = ("train", "validation", "test")
 FOLDER_SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
+UNLABELLED = ("unlabelled", "unlabeled", "_unlabelled")  # a folder beside class folders that is no class
 FILE_SPLITS = {**FOLDER_SPLITS, "training": "train", "dev": "validation", "testing": "test", "eval": "test"}
 
 

@@ -12,7 +12,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError
+from ..files import nearest_path
 from ..settings.data import DataSettings
 from . import hub
 from .arrays import digits
@@ -47,7 +48,7 @@ def open_source(settings: DataSettings) -> Source:
     """
     found = next((source for opener in OPENERS if (source := opener(settings)) is not None), None)
     if found is None:
-        hint = _nearest_path(Path(settings.source).expanduser()) or f"valid: {KINDS}"
+        hint = _like(Path(settings.source).expanduser()) or f"valid: {KINDS}"
         raise UserError(f"data={settings.source}", "there is no such file or folder", hint)
     if settings.streaming and not isinstance(getattr(found, "source", found), hub.Hub):
         raise UserError("data.streaming=true", f"{found.where} is on this machine", "only hub data can be streamed")
@@ -129,7 +130,7 @@ def _short_name(settings: DataSettings) -> Source | None:
     if not place:
         raise UserError(where, "names no folder", f"data={name}:FOLDER, or data={name} for the hub's")
     if not path.is_dir():
-        raise UserError(where, f"there is no folder {place!r}", "" if path.exists() else _nearest_path(path))
+        raise UserError(where, f"there is no folder {place!r}", "" if path.exists() else _like(path))
     refuse_unreadable(path, where)
     if named.layout is not None and named.layout.is_it(path):
         return WithLicence(named.layout.open(settings, path), named.licence, {})
@@ -144,7 +145,7 @@ def _hub(settings: DataSettings) -> Source | None:
     path = Path(settings.source).expanduser()
     if not hub.NAME.fullmatch(settings.source) or path.parent.is_dir():
         return None
-    return hub.Hub(settings, _nearest_path(path))
+    return hub.Hub(settings, _like(path))
 
 
 OPENERS: tuple[Callable[[DataSettings], Source | None], ...] = (_digits, _pattern, _folder, _file, _short_name, _hub)
@@ -185,14 +186,6 @@ FILES: dict[str, Callable[[DataSettings, Path, Sequence[str]], Source]] = {
 }
 
 
-def _nearest_path(path: Path) -> str:
-    """A hint naming what is most like the first part of the path that does not exist; "" where nothing is."""
-    missing = next(part for part in [*reversed(path.parents), path] if not part.exists())
-    try:
-        names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        return ""
-    hint = nearest(missing.name, ["digits", *NAMED, *names] if str(missing) == path.name else names)
-    if not hint.startswith("did you mean"):
-        return ""
-    return hint if missing.parent == Path() else f"in {missing.parent}, {hint}"
+def _like(path: Path) -> str:
+    """A hint naming a short name, or a path, that is most like one that does not exist; "" where nothing is."""
+    return nearest_path(path, ["digits", *NAMED])

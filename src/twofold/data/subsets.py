@@ -52,7 +52,9 @@ def label_subsets(
     fewest = min(len(rows) for rows in members.values())
     for k in per_class:
         if k > fewest:
-            raise UserError(f"{setting}={k}", f"the smallest class has {fewest} training images", f"at most {fewest}")
+            raise UserError(
+                f"{setting}={k}", f"the smallest class has {fewest} training images", f"ask for at most {fewest}"
+            )
     orders = []
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
