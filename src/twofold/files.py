@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, nearest
 
 
 def _sync(path: Path) -> None:
@@ -93,3 +93,19 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def nearest_path(path: Path, names: Sequence[str] = ()) -> str:
+    """A hint naming what is most like the first part of the path that does not exist; "" where nothing is.
+
+    names: what else may be meant where the path is a bare name.
+    """
+    missing = next((part for part in [*reversed(path.parents), path] if not part.exists()), path)
+    try:
+        there = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return ""
+    hint = nearest(missing.name, [*names, *there] if str(missing) == path.name else there)
+    if not hint.startswith("did you mean"):
+        return ""
+    return hint if missing.parent == Path() else f"in {missing.parent}, {hint}"

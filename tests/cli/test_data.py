@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,3 +164,46 @@ def test_attributes_are_counted(tmp_path: Path) -> None:
     table = attributes_table({name: dict(zip(words, row, strict=True)) for name, row in counts.items()})
     assert table.splitlines()[1].split() == ["smiling", "1,000", "3,000", "2", "25.0%"]
     assert table.splitlines()[2].split() == ["x", "0", "0", "1", "-"]
+
+
+DOCS = (Path(__file__).parents[2] / "docs/data.md").read_text()
+
+
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/: two classes of images with masks, points and a table, in the working directory."""
+    rng, table = np.random.default_rng(0), ["file_name,patient"]
+    for name in (f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(12)):
+        for kind, pixels in (("images", rng.integers(0, 256, (8, 8, 3))), ("masks", rng.integers(0, 3, (8, 8)))):
+            path = tmp_path / "photos" / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+        points = (tmp_path / "photos/points" / name).with_suffix(".csv")
+        points.parent.mkdir(parents=True, exist_ok=True)
+        points.write_text("1,2\n3,4\n")
+        table.append(f"images/{name},p{len(table) // 3}")
+    (tmp_path / "photos/metadata.csv").write_text("\n".join(table))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def test_the_documented_commands_work(documented: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = re.findall(r"^    twofold (data \w+ photos/.*)$", DOCS, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        assert main([*shlex.split(line, comments=True), "--quiet"]) == 0, line
+    assert "note       metadata.csv has also: patient (unused; " in capsys.readouterr().out
+    from_file = open_store(DataSettings(source="photos/", labels="few.csv"))
+    drawn = open_store(DataSettings(source="photos/", labels_per_class=5, labels_seed=0))
+    assert from_file.labels.tolist() == drawn.labels.tolist() and (drawn.labels == -1).any()
+
+
+def test_the_documented_snippet_reads_what_belongs_to_images(documented: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["images"].shape == (8, 3, 8, 8) and found["masks"].shape == (8, 8, 8)
+    assert found["points"].shape == (8, 2, 2) and found["points"][0].tolist() == [[1, 2], [3, 4]]
+    assert [found["store"].classes[i] for i in found["labels"]] == [name.partition("/")[0] for name in found["names"]]
+    with Image.open(documented / "masks" / found["names"][0]) as mask:
+        np.testing.assert_array_equal(found["masks"][0], np.asarray(mask))

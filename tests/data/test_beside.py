@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twofold.data import Item, fingerprint, open_source
+from twofold.data import Item, fingerprint, open_source, open_store
+from twofold.data.describe import unused_columns
 from twofold.errors import UserError
 from twofold.settings.data import DataSettings
 
@@ -67,6 +68,20 @@ def test_a_table_beside_the_images(put: Put) -> None:
     assert [(item.group, item.attributes) for item in items] == [("007", (0,)), ("007", (1,)), ("8", (-1,))]
     np.testing.assert_array_equal([item.points for item in items], np.float32([[[np.nan, np.nan]], [[1, 2]], [[3, 4]]]))
     assert next(source.items(1, 2)).group == "007"
+
+
+def test_columns_that_nothing_is_read_from_are_told(put: Put) -> None:
+    put("x/cat/a.png"), put("x/metadata.csv", b"file_name,label,who,smiling\ncat/a.png,cat,7,1\n")
+    put("y/b.png"), put("y/metadata.jsonl", b'{"file_name": "b.png", "label": 1}\n')
+
+    def unused(source: str, **values: Any) -> str:
+        return unused_columns(open_store(DataSettings(source=source, **values)))
+
+    hint = "(unused; data.label_column=..., data.group=..., data.attribute_columns=[...], ...)"
+    assert unused("x") == f"metadata.csv has also: label, who, smiling {hint}"
+    assert unused("x", group="who", attribute_columns="smiling") == f"metadata.csv has also: label {hint}"
+    assert unused("x", group="who", attribute_columns="smiling", label_column="label") == ""
+    assert unused("y") == unused("digits") == ""
 
 
 def test_a_table_of_json_lines_with_masks(put: Put) -> None:

@@ -66,6 +66,27 @@ def test_split_folders(put: Put, validation: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled", "_unlabelled"])
+def test_a_folder_called_unlabelled_is_no_class(put: Put, here: Path, name: str) -> None:
+    for file in ("cat/1.png", f"{name}/2.png", f"{name}/deep/3.png", "zebra/4.png", f"zebra/{name}/5.png"):
+        put(f"pets/{file}")
+        put(f"parts/train/{file}")
+    labels = {"cat/1.png": 0, f"{name}/2.png": -1, f"{name}/deep/3.png": -1, "zebra/4.png": 1, f"zebra/{name}/5.png": 1}
+    assert classes("pets") == classes("parts") == ["cat", "zebra"]
+    assert {id: label for id, label, _ in items("pets")} == labels
+    assert set(items("parts")) == {(f"train/{id}", label, "train") for id, label in labels.items()}
+    put("parts/test/1.png")  # a split without classes stays one
+    assert classes("parts") == ["cat", "zebra"] and ("test/1.png", -1, "test") in items("parts")
+    put(f"alone/{name}/1.png"), put("alone/2.png")  # no class anywhere: nothing is ambiguous
+    assert classes("alone") == [] and [label for _, label, _ in items("alone")] == [-1, -1]
+    put("empty/cat/1.png"), (here / "empty" / name).mkdir()
+    assert classes("empty") == ["cat"]
+    put(f"beside/{name}/1.png"), put("beside/train/cat/1.png")
+    assert error("beside") == (
+        f"data=beside: sub-folder {name!r} lies beside the split 'train'; move it into one of the splits: train/{name}"
+    )
+
+
 def test_flat_splits_have_no_labels(put: Put) -> None:
     put("x/train/1.png"), put("x/test/2.png")
     assert items("x") == [("test/2.png", -1, "test"), ("train/1.png", -1, "train")]
@@ -113,8 +134,10 @@ def test_images_beside_class_folders(put: Put) -> None:
     put("x/1.png"), put("x/cat/2.png")
     assert error("x") == (
         "data=x: images lie both in the folder itself (1) and in sub-folders such as 'cat'; "
-        "move them all into sub-folders, one a class, or all into the folder itself"
+        "if they have no label, put them into a sub-folder called unlabelled, otherwise into those of their class"
     )
+    put("y/1.png"), put("y/train/cat/2.png")
+    assert error("y").endswith("and in sub-folders such as 'train'; move them into train, or another split")
 
 
 def test_images_beside_class_folders_in_a_split(put: Put) -> None:

@@ -174,8 +174,15 @@ def test_describe(put: Put) -> None:
 
 
 def test_describe_counts_the_unlabelled(put: Put) -> None:
-    put("x/train/unlabelled/0.png"), put("x/test/1.png")
+    put("x/train/cat/0.png"), put("x/train/unlabelled/0.png"), put("x/test/1.png")
     counts = describe(store_of(validation_share=0))["counts"]
+    assert counts["train"] == {"cat": 1, "unlabelled": 1} and counts["test"] == {"cat": 0, "unlabelled": 1}
+    (
+        put("y/train/0.png"),
+        put("y/test/1.png"),
+        put("y/metadata.csv", b"file_name,label\ntrain/0.png,unlabelled\ntest/1.png,\n"),
+    )
+    counts = describe(store_of("y", validation_share=0))["counts"]
     assert counts["train"] == {"unlabelled": 1} and counts["test"] == {"unlabelled": 0, "no label": 1}
 
 

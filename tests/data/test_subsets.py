@@ -48,7 +48,7 @@ def test_k_of_each_class_keep_their_label_and_no_validation_label_is_lost(wnids:
     assert labelled(store_with(wnids, labels_per_class=2)) == labelled(found[2])
     assert labelled(store_with(wnids, labels_per_class=2, labels_seed=1)) != labelled(found[2])
     assert found[1].folder == found[2].folder and found[1].content_hash == found[2].content_hash
-    with pytest.raises(UserError, match="labels_per_class=11: the smallest class has 10 training images"):
+    with pytest.raises(UserError, match="=11: the smallest class has 10 training images; ask for at most 10$"):
         _ = store_with(wnids, labels_per_class=11).labels
 
 

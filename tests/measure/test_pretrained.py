@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,8 @@ def test_a_pooling_layer_without_weights_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded") as caught:
+    with pytest.raises(UserError, match="there is no such folder; give ORG/NAME"):
         encoder(f"transformers:{tmp_path / 'nowhere'}")
-    assert "\n" not in str(caught.value)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     transformers.BertModel(transformers.BertConfig(vocab_size=50, **small)).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="BertModel reads no images"):
@@ -175,3 +175,80 @@ def test_what_is_no_image_model(tmp_path: Path) -> None:
     (tmp_path / "bert/model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):  # weights that would have to be unpickled
         encoder(f"transformers:{tmp_path / 'bert'}")
+
+
+class NoHub:
+    """A machine without internet, which counts what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self.error = ConnectionError("no route") if error is None else error
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", self.model_info)
+        monkeypatch.setattr("transformers.AutoModel.from_pretrained", self.unwanted)
+
+    def model_info(self, name: str, timeout: float) -> None:
+        assert timeout <= 10
+        self.asked.append(name)
+        raise self.error
+
+    def unwanted(self, *args: Any, **options: Any) -> None:
+        raise AssertionError("it was to be seen before that the model is not there")
+
+
+def test_the_hub_is_asked_once_and_folders_never(dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = NoHub(monkeypatch)
+    monkeypatch.chdir(dino.parent)
+    with pytest.raises(UserError) as caught:
+        encoder("transformers:org/some-model")
+    assert str(caught.value) == (
+        "encoder=transformers:org/some-model: there is no such folder here, and the hub cannot be reached "
+        "(ConnectionError); without internet, download the model elsewhere and give its folder"
+    )
+    assert hub.asked == ["org/some-model"]
+    for name in ("./tiny-dino", "../x/y/z", str(tmp_path / "x")):
+        with pytest.raises(UserError, match="there is no such folder; "):
+            encoder(f"transformers:{name}")
+    with pytest.raises(UserError, match=r"there is no such folder; did you mean 'tiny-dinov2'\?$"):
+        encoder("transformers:./tiny-dino")
+    assert len(hub.asked) == 1
+    with pytest.raises(UserError, match=r"cannot be reached .*; did you mean 'tiny-dinov2'\?$"):
+        encoder("transformers:tiny-dino")
+
+
+def test_a_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub.errors import HFValidationError
+
+    NoHub(monkeypatch, HFValidationError("not a name"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such model on the hub .*; give ORG/NAME, or a folder"):
+        encoder("transformers:org/some--model")
+
+
+def test_what_the_cache_holds_needs_no_hub(dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0" * 40
+    folder = tmp_path / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True), (folder / "snapshots").mkdir()
+    (folder / "refs/main").write_text(commit)
+    shutil.copytree(dino, folder / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    with monkeypatch.context() as offline:
+        offline.setattr("huggingface_hub.HfApi.model_info", None)
+        found = TransformersEncoder("org/tiny")
+    assert found.version == TransformersEncoder(str(dino)).version
+    (folder / "snapshots" / commit / "preprocessor_config.json").unlink()  # then nobody knows how images are prepared
+    hub = NoHub(monkeypatch)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        TransformersEncoder("org/tiny")
+    assert hub.asked == ["org/tiny"]
+
+
+def test_libraries_are_silent_while_loading(dino: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    TransformersEncoder(str(dino))
+    told = capfd.readouterr()
+    assert told.out == "" and told.err == ""
+    assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled())

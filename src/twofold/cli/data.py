@@ -119,6 +119,7 @@ def print_store(store: Store) -> None:
 def describe(store: Store, args: argparse.Namespace) -> None:
     """Everything that is known without looking at single images."""
     from ..data import describe as facts_of
+    from ..data.describe import unused_columns
 
     facts = facts_of(store)
     print_store(store)
@@ -134,6 +135,8 @@ def describe(store: Store, args: argparse.Namespace) -> None:
         lines["balance"] = balance_line(facts["imbalance"])
     print_facts(lines)
     print_notes(store)
+    if line := unused_columns(store):
+        print(f"note       {line}")
     print_small(facts["small_classes"])
     print(counts_table(facts["counts"]))
     if facts["attributes"]:

@@ -129,7 +129,9 @@ def check_shapes(where: str, trained: tuple[int, int, int], data: tuple[int, int
     if tuple(trained) != tuple(data):
         channels, height, width = trained
         what = f"was trained on {_by(trained)} images, the data has {_by(data)}"
-        raise UserError(where, what, f"set data.size={height}x{width} and data.channels={channels}")
+        hints = [f"data.size={height}x{width}"] if trained[1:] != data[1:] else []
+        hints += [f"data.channels={channels}"] if channels != data[0] else []
+        raise UserError(where, what, f"set {' and '.join(hints)}")
 
 
 def _by(shape: tuple[int, int, int]) -> str:

@@ -42,7 +42,7 @@ class Started:
     def note(self) -> str:
         parts = [f"started from {self.source}: {self.taken} weights"]
         if self.kept_classes is not None:
-            parts.append(f"classes with what they had: {some(self.kept_classes) or 'none'}")
+            parts.append(f"classes taken over: {some(self.kept_classes) or 'none'}")
         parts += [f"new: {some(self.new)}"] if self.new else []
         parts += [f"left out: {some(self.left_out)}"] if self.left_out else []
         return "; ".join(parts)

@@ -7,6 +7,9 @@ first token, or else the mean of the map. Weights are read from safetensors only
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import UserError, first_line, some
+from ..files import nearest_path
 from ..hashing import model_hash
 from .inception import exact
 
 PREFIX = "transformers:"
+SECONDS = 10  # to wait for the hub before saying that it cannot be reached
+GIVE = "give ORG/NAME, or a folder with config.json and model.safetensors"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; others become bicubic
 
 
@@ -34,8 +40,11 @@ class TransformersEncoder:
     def __init__(self, source: str, device: torch.device | str = "cpu") -> None:
         self.name = Path(source.rstrip("/")).name
         self.device = torch.device(device)
-        facts = processor_facts(source)
-        self.model = image_model(source).to(self.device)
+        source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+        with quiet():
+            here = is_here(source)
+            facts = processor_facts(source, here)
+            self.model = image_model(source, here).to(self.device)
         self.size, self.crop = sizes(facts, self.model)
         self.mode = RESAMPLING.get(facts.get("resample", 3), "bicubic")
         usual = {"image_mean": 0.0, "image_std": 1.0}
@@ -84,17 +93,88 @@ class TransformersEncoder:
         return (x.float() * self.scale - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
 
 
-def processor_facts(source: str) -> dict[str, Any]:
-    """preprocessor_config.json, {} where the model has none."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and lines of `transformers` and `huggingface_hub`; errors are told by whoever raises them."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    levels = logging.get_verbosity(), hub.logging.get_verbosity()
+    with warnings.catch_warnings(action="ignore"):  # that a variable of the environment wants it otherwise
+        logging.disable_progress_bar()
+        hub.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)
+    hub.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(levels[0])
+        hub.logging.set_verbosity(levels[1])
+        with warnings.catch_warnings(action="ignore"):
+            if bars[0]:
+                logging.enable_progress_bar()
+            if bars[1]:
+                hub.enable_progress_bars()
+
+
+def is_here(source: str) -> bool:
+    """Whether a model is a folder, or in the hub's cache, so that it is read without the hub.
+
+    Otherwise one quick question to the hub: `transformers` itself would retry for a minute before it gives up. Raises
+    `UserError` where it has no such model, or cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where, path = f"encoder={PREFIX}{source}", Path(source).expanduser()
+    if path.is_dir():
+        return True
+    like = nearest_path(path)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:  # no name on the hub
+        raise UserError(where, "there is no such folder", like or GIVE)
+    if _cached(source, "model.safetensors"):
+        return True
+    try:
+        huggingface_hub.HfApi().model_info(source, timeout=SECONDS)
+    except errors.GatedRepoError as error:
+        hint = "accept its terms on the hub, then run: hf auth login"
+        raise UserError(where, "this hub model asks for your consent", hint) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        what = "there is no such folder here and no such model on the hub (or it is private)"
+        raise UserError(where, what, like or GIVE) from error
+    except Exception as error:  # no network, name resolution, proxy, offline mode, a hub that is down
+        if _cached(source, "model.safetensors.index.json"):
+            return True
+        what = f"there is no such folder here, and the hub cannot be reached ({type(error).__name__})"
+        hint = "without internet, download the model elsewhere and give its folder"
+        raise UserError(where, what, like or hint) from error
+    return False
+
+
+def _cached(source: str, weights: str) -> bool:
+    """Whether the hub's cache holds these weights and what is known of how images are prepared, be it nothing."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        found = [try_to_load_from_cache(source, name) for name in ("config.json", weights)]
+        prepared = try_to_load_from_cache(source, "preprocessor_config.json")
+    except errors.HFValidationError:
+        return False
+    return all(isinstance(file, str) for file in found) and prepared is not None
+
+
+def processor_facts(source: str, here: bool = True) -> dict[str, Any]:
+    """preprocessor_config.json, {} where the model has none. here: the hub is not asked."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        return ImageProcessingMixin.get_image_processor_dict(source)[0]
+        return ImageProcessingMixin.get_image_processor_dict(source, local_files_only=here)[0]
     except (OSError, ValueError):
         return {}
 
 
-def image_model(source: str) -> Any:
+def image_model(source: str, here: bool = True) -> Any:
     """The model, in evaluation mode without gradients; of one that reads text too, its image side.
 
     A pooling layer that its file has no weights for (a classifier's has none) is left out, since it would be random.
@@ -104,11 +184,10 @@ def image_model(source: str) -> Any:
 
     try:
         model, found = AutoModel.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, local_files_only=here
         )
     except Exception as error:  # no such folder, no network, no safetensors file, an unknown architecture
-        hint = "give ORG/NAME, or a folder with config.json and model.safetensors"
-        raise UserError(f"encoder={PREFIX}{source}", f"cannot be loaded ({first_line(error)})", hint) from None
+        raise UserError(f"encoder={PREFIX}{source}", f"cannot be loaded ({first_line(error)})", GIVE) from None
     model = getattr(model, "vision_model", model)
     if getattr(model, "main_input_name", "") != "pixel_values":
         raise UserError(f"encoder={PREFIX}{source}", f"{type(model).__name__} reads no images", "give an image model")
