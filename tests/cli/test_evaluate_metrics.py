@@ -236,7 +236,7 @@ def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: 
         ([str(run), "metrics=[sfid]"], "encoder pixels has none"),
         ([str(run), "metrics=[sfid]", *script], "is a script"),
         ([str(run), f"weights={weights}"], "reads no file of weights"),
-        ([str(run), f"encoder=transformers:{tmp_path / 'nowhere'}"], "cannot be loaded"),
+        ([str(run), f"encoder=transformers:{tmp_path / 'nowhere'}"], "there is no such folder"),
         ([str(run), "encoder=inceptio"], "no such encoder; did you mean"),
         ([str(tmp_path / "labels.npz"), "data=digits"], "expected uint8 images (N, H, W, C), labels"),
         ([str(given), f"reference={file}", "metrics=[kid]"], "holds no images"),

@@ -218,14 +218,15 @@ def test_result_json_is_plain(tmp_path: Path) -> None:
     assert json.loads(run.result_file.read_text()) == run.result() == {"metrics": {"loss": 1.0}}
 
 
-def test_settings_of_a_run_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
-    run = Run.start(tmp_path / "a", tiny())
+def test_settings_of_a_run_that_saved_nothing_give_way(tmp_path: Path) -> None:
+    run, other = Run.start(tmp_path / "a", tiny()), tiny(lr=1e-3)
     with run.lock():
-        run.forget_unbegun()  # somebody trains in it
+        run.forget_unbegun(other)  # somebody trains in it
+    run.forget_unbegun(tiny())  # it is the same run
     assert run.settings_file.is_file()
-    run.forget_unbegun()
+    run.forget_unbegun(other)
     assert not run.settings_file.exists()
-    run = Run.start(tmp_path / "a", tiny(lr=1e-3))
+    run = Run.start(tmp_path / "a", other)
     (run.path / "state" / "000000000064").mkdir(parents=True)
-    run.forget_unbegun()
+    run.forget_unbegun(tiny())
     assert run.settings_file.is_file()

@@ -54,10 +54,10 @@ def train(
     main = accelerator.is_main_process
     store = open_store(settings.data, packing if main else None)  # one packs, the others wait for its lock
     run = Run(Path(out))
-    if main:
-        run.forget_unbegun()
-    accelerator.wait_for_everyone()
     settings = complete(settings, store, run)
+    if main:
+        run.forget_unbegun(settings)
+    accelerator.wait_for_everyone()
     if run.settings_file.is_file():
         Run.start(out, settings)  # raises where it has other settings
         finished = run.result()

@@ -58,13 +58,16 @@ class Run:
         atomic_bytes(run.settings_file, to_yaml(settings, header))
         return run
 
-    def forget_unbegun(self) -> None:
-        """Removes the settings of a run that ended before anything was saved, so that it may be begun with others.
+    def forget_unbegun(self, settings: TrainSettings) -> None:
+        """Makes room for these settings in the folder of a run that ended before anything was saved.
 
-        Nothing where there is a state, weights or a result, or while somebody trains in it.
+        Nothing happens where they are that run's own, where there is a state, weights or a result, or while somebody
+        trains in it.
         """
         made = (self.model_file, self.result_file, *(self.path / "state").glob("[0-9]*"))
         if not self.settings_file.is_file() or any(file.exists() for file in made):
+            return
+        if not differences(self.settings(), settings):
             return
         with contextlib.suppress(UserError), self.lock():
             for file in (self.settings_file, self.path / "environment.json", self.log_file):
