@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .settings.noise import EDMNoise, FlowNoise, NoiseSettings, VPNoise
+from .settings.sample import FAST, GRIDS
 
 SNAP = 1e-4  # a t this near to an integer is that integer: undoes float32 round-off of sigma
 RANGE_TOLERANCE = 1e-6  # relative; sigma arrives through float32
@@ -317,9 +318,6 @@ def ddim_grid(family: Family, steps: int) -> Tensor:
     return torch.cat([sigma, sigma.new_zeros(1)])
 
 
-GRIDS = ("karras", "log", "time", "ddim")
-
-
 def grid(
     family: Family,
     steps: int,
@@ -350,4 +348,4 @@ def grid(
             return time_grid(family, steps)
         case "ddim":
             return ddim_grid(family, steps)
-    raise UserError(f"grid={kind}", "no such grid", f"valid: {', '.join(GRIDS)}, fast, or a respacing such as ddim25")
+    raise UserError(f"grid={kind}", "no such grid", f"valid: {', '.join(GRIDS)}, {FAST}, or a respacing such as ddim25")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,17 +26,18 @@ from torch import Tensor
 from .errors import UserError
 from .noise import VP, Family, expand
 
+Level = TypeVar("Level", float, Tensor)
 LEVEL = 2 / 255  # between neighbouring levels of an 8-bit pixel, in x0
 SURE = 1e-12  # least probability of a pixel's level: -ln of it is finite
 
 
-def small(s: Tensor, t: Tensor) -> Tensor:
-    """The lower bound of a step's variance, float64, shape of s; 0 where t is 0."""
+def small(s: Level, t: Level) -> Level:
+    """The lower bound of a step's variance, shape of s; 0 where t is 0."""
     return (t / s) ** 2 * (s**2 - t**2)
 
 
-def large(s: Tensor, t: Tensor) -> Tensor:
-    """The upper bound of a step's variance, float64, shape of s."""
+def large(s: Level, t: Level) -> Level:
+    """The upper bound of a step's variance, shape of s."""
     return (s**2 - t**2) * (1 + t**2) / (1 + s**2)
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError, some
 from ..settings.checkpoint import CheckpointSettings
 from ..weightsfile import read_tensors
 from . import dit_checkpoint, guided_diffusion
-from .weights_file import options_for
+from .checkpoint_facts import options_for
 
 Reader = Callable[[str, dict[str, Tensor], CheckpointSettings], NetworkDenoiser]
 LAYOUTS: dict[str, tuple[tuple[str, ...], Reader]] = {  # name -> the weights that tell it, who reads it

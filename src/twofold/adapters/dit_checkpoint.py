@@ -24,9 +24,9 @@ from ..settings.network import DiTSettings
 from ..settings.noise import VPNoise
 from ..settings.resolve import resolve
 from ..weightsfile import read_tensors
+from .checkpoint_facts import count_of, options_for, size_of, untold
 from .dit_layouts import assembled, published_names
 from .latent_codec import NoCodec, codec_for
-from .weights_file import count_of, options_for, size_of, untold
 
 Weights = Mapping[str, Tensor]
 MARKS = ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")  # names that this layout alone has

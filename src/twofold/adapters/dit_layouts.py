@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..networks.dit import DiT
 from ..settings.network import DiTSettings
+from .checkpoint_facts import exact
 from .diffusers_files import check_weights
-from .weights_file import exact
 
 Names = dict[str, tuple[str, ...]]  # our module -> theirs; where theirs are several, ours is their concatenation
 POSITIONS = ("pos_embed", "pos_embed.pos_embed")  # tables that are computed here

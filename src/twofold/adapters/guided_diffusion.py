@@ -34,9 +34,9 @@ from ..settings.checkpoint import CheckpointSettings
 from ..settings.network import UNetSettings
 from ..settings.noise import VPNoise
 from ..weightsfile import read_tensors
+from .checkpoint_facts import count_of, exact, options_for, size_of, untold
 from .diffusers_files import check_weights
 from .suspicion import is_better
-from .weights_file import count_of, exact, options_for, size_of, untold
 
 Weights = Mapping[str, Tensor]
 Order = Literal["legacy", "new"]

@@ -28,6 +28,7 @@ from .. import noise
 from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
 from ..errors import UserError, nearest
+from ..settings.sample import FAST
 from ..settings.size import LARGEST_SIDE
 from .grids import fast_grid, is_respacing, respaced_grid
 from .guidance import check_interval, classifier_guided, clipped, guided
@@ -120,7 +121,7 @@ def levels(
     if is_respacing(grid):
         return _respaced(family, steps, grid, (sigma_min, sigma_max), to_zero)
     steps = usual if steps is None else steps
-    if grid == "fast":
+    if grid == FAST:
         low, high = family.sigma_range
         ends = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
         family.check(torch.tensor(ends, dtype=torch.float64))

@@ -13,7 +13,8 @@ from .size import Size
 # passed on to the sampler where they are given
 OPTIONS = ("eta", "variance", "order", "variant", "s_churn", "s_min", "s_max", "s_noise")
 
-GRIDS = ("karras", "log", "time", "ddim", "fast")
+GRIDS = ("karras", "log", "time", "ddim")  # of `noise.grid`
+FAST = "fast"  # the nodes of DPM-Solver-fast
 RESPACING = re.compile(r"ddim\d+|\d+(,\d+)*")  # of a table: ddim25, 250, or 10,15,20
 
 
@@ -82,9 +83,9 @@ class SampleSettings(Settings):
         if value is None:
             return None
         text = str(value).replace(" ", "")
-        if text not in GRIDS and not RESPACING.fullmatch(text):
+        if text not in (*GRIDS, FAST) and not RESPACING.fullmatch(text):
             raise ValueError(
-                f"{value!r} is no grid; valid: {', '.join(GRIDS)}, or a respacing such as ddim25 or 10,15,20"
+                f"{value!r} is no grid; valid: {', '.join(GRIDS)}, {FAST}, or a respacing such as ddim25 or 10,15,20"
             )
         return text
 

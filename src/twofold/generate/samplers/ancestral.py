@@ -11,6 +11,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from ... import reverse
+from ...noise import as_sigma
 from .step import Denoise, Noise, Step, draw, last_step, levels_of, predict
 
 
@@ -38,11 +40,10 @@ def ddpm(
 
 def _spread(s: float, t: float, variance: str, share: Tensor | None) -> float | Tensor:
     """Standard deviation of the noise that a step from s to t > 0 adds."""
-    small, large = (t / s) ** 2, (1 + t**2) / (1 + s**2)  # each times s^2 - t^2
+    low, high = reverse.small(s, t), reverse.large(s, t)
     if share is None:
-        return math.sqrt((small if variance == "small" else large) * (s**2 - t**2))
-    log_small, log_large = math.log(small), math.log(large)
-    return math.sqrt(s**2 - t**2) * (0.5 * (log_small + (log_large - log_small) * share)).exp()
+        return math.sqrt(low if variance == "small" else high)
+    return reverse.between(share, as_sigma(low), as_sigma(high)).sqrt()
 
 
 def _halves(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
