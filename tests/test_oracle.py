@@ -123,7 +123,7 @@ def test_logits_are_the_posterior_and_the_best_classifier() -> None:
     assert 0.5 < accuracy < 0.99
     classifier = oracle.as_classifier()
     assert isinstance(classifier, Classifier)
-    assert classifier.classes == ["0", "1", "2"]
+    assert classifier.class_names == ["0", "1", "2"]
     assert torch.equal(classifier.logits(x, 1.5), oracle.logits(x, 1.5))
 
 

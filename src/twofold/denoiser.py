@@ -115,9 +115,9 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Whoever says what is in an image, clean (sigma 0) or noisy. `classes` are the class names, in logit order."""
+    """Whoever says what is in an image, clean (sigma 0) or noisy. `class_names` are in logit order."""
 
-    classes: Sequence[str]
+    class_names: Sequence[str]
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x (B, C, H, W) in the frame x0 + sigma * noise -> (B, K), unnormalised."""
@@ -217,7 +217,10 @@ class NetworkDenoiser(Denoiser):
         sigma = as_sigma(sigma)
         self.family.check(sigma)
         c = self.family.coefficients(sigma)
-        state = self._run(self._split("encode"), x, c, cond)
+        return self._encoded(x, c, cond)
+
+    def _encoded(self, x: Tensor, c: Coefficients, cond: Cond | None) -> State:
+        state: State = self._run(self._split("encode"), x, c, cond)
         state.context["denoiser"] = (x, c)
         return state
 
@@ -263,3 +266,46 @@ class NetworkDenoiser(Denoiser):
 
     def _combine(self, x: Tensor, c: Coefficients, output: Tensor) -> Tensor:
         return expand(c.c_skip, x) * x + expand(c.c_out, x) * output
+
+
+class JointDenoiser(NetworkDenoiser):
+    """One network that denoises and names what is in the image: a `Denoiser` and a `Classifier` at once.
+
+    Its network has a head that reads the encoder's maps (see `twofold.networks.head`). class_names: K, those of the
+    logits. multi_label: each of them is a yes-or-no question. sigma: the level its answers are best at, 0: clean ones.
+    """
+
+    def __init__(self, *args: Any, multi_label: bool = False, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.multi_label = multi_label
+        self.sigma = 0.0
+
+    def read(self, state: State) -> Tensor:
+        """Logits (B, K), float32 or better, of a state of `encode`, edited or not. Differentiable in its taps."""
+        with self._autocast(state.emb):
+            logits: Tensor = self.network.read(state)  # type: ignore[operator]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def logits(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """(B, K) for x at sigma, () or (B,); a clean image, sigma = 0, is named by the smallest level. The decoder does
+        not run. Raises `UserError` for other levels outside its range.
+        """
+        return self.read(self.encode_any(x, sigma))
+
+    def encode_any(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> State:
+        """`encode`, for sigma = 0 too."""
+        return self._encoded(x, self._feature_coefficients(x, as_sigma(sigma)), cond)
+
+    def both(self, x: Tensor, sigma: Tensor, cond: Cond | None, denoised: int) -> tuple[Tensor, Tensor]:
+        """In one pass of the encoder over all B rows: F of the first `denoised` of them, and the logits (B, K).
+
+        For training: as `forward`, F is what a loss compares with `family.target`. sigma: (B,), 0 = clean.
+        """
+        network = getattr(self, "_compiled_both", None) or self.network.both
+        c = self._feature_coefficients(x, as_sigma(sigma))
+        output, logits = self._run(lambda *inputs: network(*inputs, denoised), x, c, cond)  # type: ignore[operator]
+        return output.to(x.dtype), logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def compile_network(self) -> None:
+        super().compile_network()
+        object.__setattr__(self, "_compiled_both", torch.compile(self.network.both))  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ class MixtureDenoiser(Denoiser):
         return self._posterior(x, sigma)[:, :, 0, 0]
 
     def as_classifier(self) -> OracleClassifier:
-        """The same as a `Classifier`, whose `classes` are the components' names "0", "1", ... ."""
+        """The same as a `Classifier`, whose `class_names` are the components' "0", "1", ... ."""
         return OracleClassifier(self)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -221,11 +221,11 @@ class MixtureDenoiser(Denoiser):
 
 
 class OracleClassifier:
-    """A mixture seen as a `Classifier`. (A `Denoiser` counts its `classes`; a `Classifier` names them.)"""
+    """A mixture seen as a `Classifier`."""
 
     def __init__(self, oracle: MixtureDenoiser) -> None:
         self.oracle = oracle
-        self.classes = [str(k) for k in range(len(oracle.means))]
+        self.class_names = [str(k) for k in range(len(oracle.means))]
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x (B, C, H, W) in the frame x0 + sigma * noise -> (B, K) log-posterior."""

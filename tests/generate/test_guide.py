@@ -47,7 +47,7 @@ class Counting:
 
     def __init__(self, classes: list[str] | None = None, known: tuple[float, float] | None = None) -> None:
         self.exact = mixture().as_classifier()
-        self.classes = classes or self.exact.classes
+        self.class_names = classes or self.exact.class_names
         self.calls: list[tuple[int, Any]] = []
         if known:
             self.sigma_range = known
@@ -64,7 +64,7 @@ class Linear(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.weight, self.dropout = nn.Linear(int(np.prod(shape)), n), nn.Dropout(0.5)
-        self.classes, self.shape = [str(k) for k in range(n)], shape
+        self.class_names, self.shape = [str(k) for k in range(n)], shape
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         return self.weight(self.dropout(x.flatten(1)))
@@ -202,15 +202,15 @@ def test_it_acts_at_the_levels_the_classifier_knows() -> None:
 def test_classes_are_matched_by_name_where_both_have_names() -> None:
     oracle = mixture()
     oracle.class_names = ["cat", "dog", "eel"]
-    assert match_classes(oracle, Counting(["eel", "fly", "cat", "dog"]).classes) == (2, 3, 0)
-    assert match_classes(oracle, Counting().classes) == (0, 1, 2)  # a classifier of numbers
+    assert match_classes(oracle, Counting(["eel", "fly", "cat", "dog"]).class_names) == (2, 3, 0)
+    assert match_classes(oracle, Counting().class_names) == (0, 1, 2)  # a classifier of numbers
     with pytest.raises(UserError, match="guide: does not know the model's class 'dog'; did you mean 'dogs'"):
-        match_classes(oracle, Counting(["cat", "dogs", "eel"]).classes)
+        match_classes(oracle, Counting(["cat", "dogs", "eel"]).class_names)
     oracle.class_names = []
-    assert match_classes(oracle, Counting(["eel", "cat", "dog"]).classes) == (0, 1, 2)
+    assert match_classes(oracle, Counting(["eel", "cat", "dog"]).class_names) == (0, 1, 2)
     with pytest.raises(UserError, match="guide: knows 2 classes, the model 3"):
-        match_classes(oracle, Counting(["cat", "dog"]).classes)
-    assert match_classes(mixture(labels=False), Counting(["cat", "dog"]).classes) == (0, 1)
+        match_classes(oracle, Counting(["cat", "dog"]).class_names)
+    assert match_classes(mixture(labels=False), Counting(["cat", "dog"]).class_names) == (0, 1)
     by = make_guide(mixture(labels=False), Counting(), 1.0)
     assert by.labels(torch.tensor([2, -1, 0])).tolist() == [2, -1, 0]
     oracle.class_names = ["cat", "dog", "eel"]
@@ -221,7 +221,7 @@ def test_classes_are_matched_by_name_where_both_have_names() -> None:
 class Deaf(nn.Module):
     """Answers without a gradient."""
 
-    classes = ("0", "1", "2")
+    class_names = ("0", "1", "2")
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         return x.detach().flatten(1)[:, :3]

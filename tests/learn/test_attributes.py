@@ -51,7 +51,7 @@ def test_attributes_are_the_classes(table: Path, tmp_path: Path) -> None:
     assert asks_attributes(settings, store) and class_names(settings, store) == ["bright", "none"]
     result = train(settings, tmp_path / "run", "cpu")
     model = load(tmp_path / "run")
-    assert model.classes == ["bright", "none"] and model.multi_label  # type: ignore[union-attr]
+    assert model.class_names == ["bright", "none"] and model.multi_label  # type: ignore[union-attr]
     assert result["metrics"]["accuracy"] == 1.0  # of what is known
     rows = store.indices("test")
     said = model.image_logits(store.batch(rows))[:, 0] > 0  # type: ignore[union-attr]

@@ -59,7 +59,7 @@ def test_a_run_takes_over_network_noise_and_weights(source: Path, tmp_path: Path
     assert mine.network.unet == theirs.network and mine.noise == theirs.noise  # type: ignore[union-attr]
     model = load(tmp_path / "run")
     assert isinstance(model, NetworkClassifier) and model.sigma_range == load(source).sigma_range
-    assert model.sigma == 0.1 and model.classes == [str(i) for i in range(10)]
+    assert model.sigma == 0.1 and model.class_names == [str(i) for i in range(10)]
     before, after = weights(source), weights(tmp_path / "run")
     trunk = {name.removeprefix("unet."): value for name, value in after.items() if name.startswith("unet.")}
     assert len(trunk) > 20 and same(trunk, {name: before[name] for name in trunk})  # frozen: bit for bit

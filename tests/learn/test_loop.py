@@ -216,4 +216,4 @@ def test_a_supervised_run_classifies(tmp_path: Path) -> None:
     result = train(settings, tmp_path / "run", "cpu")
     assert result["metrics"]["accuracy"] > 0.5
     model = load(tmp_path / "run")
-    assert model.classes == [str(i) for i in range(10)]
+    assert model.class_names == [str(i) for i in range(10)]

@@ -204,7 +204,7 @@ def test_a_trunk_can_be_adapted(source: Path, tmp_path: Path) -> None:
     change = {"network": {"kind": "trunk"}, "objective": {"kind": "supervised"}, "train": {"n_images": 32}}
     result = train(low_rank(source, change), tmp_path / "run", "cpu")
     assert result["metrics"]["accuracy"] >= 0
-    assert load(tmp_path / "run").classes == [str(i) for i in range(10)]
+    assert load(tmp_path / "run").class_names == [str(i) for i in range(10)]
 
 
 def test_it_is_estimated() -> None:

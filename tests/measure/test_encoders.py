@@ -18,7 +18,7 @@ from twofold.taps import Layer
 class Small(nn.Module):
     """A classifier with a layer table: convolution, batch norm, dropout, mean, linear."""
 
-    classes: Sequence[str] = ("cat", "dog", "<b>")
+    class_names: Sequence[str] = ("cat", "dog", "<b>")
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_probabilities_in_batches() -> None:
 
 def test_a_classifier_that_is_no_module_will_do() -> None:
     class Fixed:
-        classes: Sequence[str] = ("a", "b")
+        class_names: Sequence[str] = ("a", "b")
 
         def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:
             return torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)

@@ -29,7 +29,7 @@ def digits() -> tuple[Tensor, Tensor]:
 class Judge:
     """Nearest class mean of the digits, as sure as softmax of distances makes it."""
 
-    classes: Sequence[str] = tuple("0123456789")
+    class_names: Sequence[str] = tuple("0123456789")
 
     def __init__(self) -> None:
         images, labels = digits()
@@ -123,7 +123,7 @@ def test_every_metric_has_a_meaning_and_everything_is_json() -> None:
 
 def test_classes_add_up() -> None:
     table = verdict("real")["classes"]
-    assert list(table) == list(Judge.classes)
+    assert list(table) == list(Judge.class_names)
     for side in ("samples", "real"):
         assert sum(row[side] for row in table.values()) == pytest.approx(1)
     right = verdict("real")["metrics"]["agreement"]["samples"]

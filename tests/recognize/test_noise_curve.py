@@ -29,7 +29,7 @@ class Knowing:
     def __init__(self) -> None:
         mean = torch.tensor([[0.5, -0.4], [0.3, 0.45]], dtype=torch.float64).view(1, *SHAPE)
         self.oracle = MixtureDenoiser(torch.cat([mean, -mean]), [0.05, 0.05], [1.0, 1.0])
-        self.classes = ["plus", "minus"]
+        self.class_names = ["plus", "minus"]
         self.calls: list[tuple[int, float]] = []
 
     def logits(self, x: Tensor, sigma: Tensor | float) -> Tensor:

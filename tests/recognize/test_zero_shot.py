@@ -55,7 +55,7 @@ def test_well_separated_classes_are_told_as_bayes_tells_them() -> None:
     images, label = pictures(oracle, 60)
     classifier = ZeroShotClassifier(oracle, rounds=((12, 3), (48, 1)))
     assert isinstance(classifier, Classifier)
-    assert classifier.classes == [str(k) for k in range(6)]
+    assert classifier.class_names == [str(k) for k in range(6)]
     answer = classifier.scores(images).argmax(1)
     assert torch.equal(answer, posterior(oracle, images).argmax(1))
     assert (answer == label).double().mean() > 0.95
@@ -245,7 +245,7 @@ def test_a_model_of_one_class_and_one_of_many() -> None:
     assert ZeroShotClassifier(Counting(k=1), rounds=((4, 1), (8, 1))).scores(images).shape == (3, 1)
     named = Counting(k=3)
     named.class_names = ["cat", "dog", "eel"]
-    assert ZeroShotClassifier(named).classes == ["cat", "dog", "eel"]
+    assert ZeroShotClassifier(named).class_names == ["cat", "dog", "eel"]
 
 
 def test_mistakes() -> None:

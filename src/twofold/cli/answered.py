@@ -35,8 +35,8 @@ def judge(
     label = torch.from_numpy(store.labels[rows].astype("int64"))
     if not bool((label >= 0).any()):
         raise UserError(where, "has no labels", "accuracy needs one sub-folder per class")
-    if list(store.classes) != list(model.classes):
-        what = f"its classes are {some(store.classes)}, the classifier knows {some(model.classes)}"
+    if list(store.classes) != list(model.class_names):
+        what = f"its classes are {some(store.classes)}, the classifier knows {some(model.class_names)}"
         raise UserError(where, what, "give data of the same classes")
     levels = levels_of(model, settings.noise_levels)
     classifier: Any = model  # a `Classifier`, whose classes mypy wants to be any sequence

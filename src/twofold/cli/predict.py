@@ -146,12 +146,12 @@ def classifying(model: Any) -> Answerer:
     def answer(images: Tensor, ids: list[str]) -> Columns:
         if getattr(model, "multi_label", False):
             with evaluating(model), torch.inference_mode():
-                return attribute_columns(model.image_logits(images).double().sigmoid().cpu(), model.classes)
-        return probability_columns(probabilities(model, images), model.classes)
+                return attribute_columns(model.image_logits(images).double().sigmoid().cpu(), model.class_names)
+        return probability_columns(probabilities(model, images), model.class_names)
 
     facts = getattr(model, "facts", None)
     fitted = {"fit": facts.fit, "background": facts.background} if facts else {}
-    return Answerer("classifying", image_shape(model), answer, list(model.classes), fitted)
+    return Answerer("classifying", image_shape(model), answer, list(model.class_names), fitted)
 
 
 def check_words(settings: PredictSettings) -> None:
@@ -172,9 +172,9 @@ def zero_shot(model: Denoiser, settings: PredictSettings) -> Answerer:
     classifier = ZeroShotClassifier(model, micro_batch=settings.micro_batch)
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
-        return probability_columns(classifier.probabilities(images), list(classifier.classes))
+        return probability_columns(classifier.probabilities(images), list(classifier.class_names))
 
-    return Answerer("classifying zero-shot", image_shape(model), answer, list(classifier.classes))
+    return Answerer("classifying zero-shot", image_shape(model), answer, list(classifier.class_names))
 
 
 def probability_columns(found: Tensor, classes: list[str]) -> Columns:

@@ -175,7 +175,7 @@ def check_images(
         raise UserError(f"data={store.settings.source}", what, "set data.size and data.channels, or give other data")
     if classifier is None or not names:
         return
-    known, where = list(classifier.classes), f"classifier={settings.classifier}"
+    known, where = list(classifier.class_names), f"classifier={settings.classifier}"
     unnamed = list(names) == [str(k) for k in range(len(names))]
     if len(names) > len(known) or (not unnamed and list(names) != known):
         what = f"knows {some(known)}, the images were asked for as {some(names)}"

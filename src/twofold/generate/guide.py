@@ -55,7 +55,7 @@ def make_guide(
         raise UserError("guide_interval", what, "give a wider one")
     for sigma in {max(asked), min(asked)}:
         _check_hears_noise(denoiser, classifier, sigma)
-    return Guide(classifier, float(scale), interval, match_classes(denoiser, classifier.classes))
+    return Guide(classifier, float(scale), interval, match_classes(denoiser, classifier.class_names))
 
 
 def match_classes(denoiser: Denoiser, classes: Sequence[str], where: str = "guide") -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def requested(
 def class_names(denoiser: Denoiser, guide: Classifier | None = None) -> list[str]:
     """Names of the labels 0..classes-1: the model's own, or the numbers; those of its guide if it is unconditional."""
     if guide is not None and not denoiser.classes:
-        return list(guide.classes)
+        return list(guide.class_names)
     names = list(getattr(denoiser, "class_names", ()))
     return names if len(names) == denoiser.classes else [str(k) for k in range(denoiser.classes)]
 

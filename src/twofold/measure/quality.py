@@ -114,7 +114,7 @@ def quality(
         by_sets = (samples, real_train, real_held_out, plain_images(samples, real_train, real_held_out, seed))
         ours, train, held_out, plain = (probabilities(classifier, images) for images in by_sets)
         metrics |= _recognized(ours, train, held_out, plain, labels)
-        result["classes"] = _classes(ours, train, [str(name) for name in classifier.classes], labels)
+        result["classes"] = _classes(ours, train, [str(name) for name in classifier.class_names], labels)
     return result
 
 
@@ -167,7 +167,7 @@ def _check(
             raise UserError(where, f"only {len(images)} images", f"at least {NEIGHBOURS + 2}; hundreds mean something")
     if labels is not None and labels.shape != samples.shape[:1]:
         raise UserError("labels", f"of shape {tuple(labels.shape)}", f"one per sample: ({len(samples)},)")
-    known = len(classifier.classes) if classifier is not None else None
+    known = len(classifier.class_names) if classifier is not None else None
     if labels is not None and known is not None and int(labels.max()) >= known:
         raise UserError("labels", f"label {int(labels.max())}", f"the classifier knows {known} classes")
 

@@ -18,7 +18,7 @@ from .views import image_noise
 
 
 class NetworkClassifier(nn.Module):
-    """network: x0 (B, C, H, W) in [-1, 1] -> logits (B, K). classes: K names. shape: (C, H, W) of x0.
+    """network: x0 (B, C, H, W) in [-1, 1] -> logits (B, K). class_names: K of them. shape: (C, H, W) of x0.
 
     family: noise levels the network is told of, as network(c_in x, c_noise); None for one trained on clean images,
     which refuses sigma > 0. sigma_range: the family's, None without one.
@@ -29,7 +29,7 @@ class NetworkClassifier(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        classes: Sequence[str],
+        class_names: Sequence[str],
         shape: tuple[int, int, int],
         family: Family | None = None,
         sigma: float = 0.0,
@@ -37,8 +37,7 @@ class NetworkClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.classes = list(classes)
-        self.class_names = self.classes
+        self.class_names = list(class_names)
         self.shape = shape
         self.family = family
         self.sigma_range: tuple[float, float] | None = family.sigma_range if family else None

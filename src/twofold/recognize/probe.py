@@ -61,7 +61,7 @@ class ProbeClassifier(nn.Module):
         self.denoiser, self.head, self.facts = denoiser, head, facts
         for name, value in head.tensors().items():  # part of what this classifier is, as its hash must say
             self.register_buffer(f"head_{name}".replace(".", "_"), value)
-        self.classes = self.class_names = list(facts.classes)
+        self.class_names = list(facts.classes)
         self.shape, self.codec = tuple(facts.image_shape), denoiser.codec
         places = [(layer, float(sigma)) for layer, sigma in facts.places]
         draws = facts.draws if draws is None else draws

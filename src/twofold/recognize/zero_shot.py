@@ -70,7 +70,7 @@ class ZeroShotClassifier:
             what = "this model is unconditional: it cannot be asked about classes"
             raise UserError("zero-shot", what, "train one with labels, or probe its features")
         self.denoiser, self.rounds = denoiser, check_rounds(rounds)
-        self.classes = class_names(denoiser)
+        self.class_names = class_names(denoiser)
         self.shape, self.codec = denoiser.shape, denoiser.codec
         if sigma_range is None and levels == "log":
             sigma_range = informative(denoiser)
@@ -110,7 +110,7 @@ class ZeroShotClassifier:
     def _scores(self, images: Tensor, x0_of: Callable[[slice], Tensor], progress: Progress | None = None) -> Tensor:
         if not len(images):
             raise UserError("images", "none", "give at least one")
-        most = max(1, min(ROWS // (len(self.classes) * self.rounds[0][0]), ELEMENTS // math.prod(self.shape)))
+        most = max(1, min(ROWS // (len(self.class_names) * self.rounds[0][0]), ELEMENTS // math.prod(self.shape)))
         done: list[Tensor] = []
         for start in range(0, len(images), most):
             part = slice(start, start + most)
@@ -121,7 +121,7 @@ class ZeroShotClassifier:
 
     def _block(self, x0: Tensor, images: Tensor) -> np.ndarray:
         """(n, K): all rounds for some images."""
-        n, k = len(images), len(self.classes)
+        n, k = len(images), len(self.class_names)
         sums, left = np.zeros((n, k)), np.ones((n, k), bool)
         scores, dropped_in = np.zeros((n, k)), np.full((n, k), len(self.rounds))
         before = 0
