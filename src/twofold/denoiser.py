@@ -296,14 +296,14 @@ class JointDenoiser(NetworkDenoiser):
         """`encode`, for sigma = 0 too."""
         return self._encoded(x, self._feature_coefficients(x, as_sigma(sigma)), cond)
 
-    def both(self, x: Tensor, sigma: Tensor, cond: Cond | None, denoised: int) -> tuple[Tensor, Tensor]:
-        """In one pass of the encoder over all B rows: F of the first `denoised` of them, and the logits (B, K).
+    def both(self, x: Tensor, sigma: Tensor, cond: Cond | None, denoised: int, read: Tensor) -> tuple[Tensor, Tensor]:
+        """F of the first `denoised` of B images, and the logits of those at `read` (n,): one pass of the encoder.
 
         For training: as `forward`, F is what a loss compares with `family.target`. sigma: (B,), 0 = clean.
         """
-        network = getattr(self, "_compiled_both", None) or self.network.both
+        network: Any = getattr(self, "_compiled_both", None) or self.network.both
         c = self._feature_coefficients(x, as_sigma(sigma))
-        output, logits = self._run(lambda *inputs: network(*inputs, denoised), x, c, cond)  # type: ignore[operator]
+        output, logits = self._run(lambda *inputs: network(*inputs, denoised, read), x, c, cond)
         return output.to(x.dtype), logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def compile_network(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Store, flip, image_order
+from ..data import ImageOrder, Store, flip, image_order
 from ..data.augment import flip_points, mirror_partners
 from ..draws import ImageDraws
 from ..errors import UserError
@@ -26,6 +26,8 @@ from ..errors import UserError
 # Columns of `Batch.uniforms`: one purpose each, so that switching one off leaves the others as they were.
 U_SIGMA, U_LABEL, U_FLIP, U_AUGMENT = 0, 1, 2, 3
 
+
+LABELLED = 1 << 40  # added to the seed of the order of labelled images
 
 BELONGINGS = {"attributes": "attributes", "mask": "masks", "points": "points", "pair": "pairs"}  # {field: of the store}
 
@@ -36,7 +38,8 @@ class Batch:
 
     label: (B,) int64, -1 = none; of several labels (B, A) int64 in 0, 1, -1 = unknown.
     None unless they were asked for: attributes int8 (B, A) in 0, 1, -1; mask uint8 (B, H, W), 255 = void; points
-    float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W).
+    float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W); labelled: B further images for a
+    classifier alone, of which those with a label count (the others are copies, and there to keep positions together).
     """
 
     images: Tensor
@@ -47,6 +50,7 @@ class Batch:
     mask: Tensor | None = None
     points: Tensor | None = None
     pair: Tensor | None = None
+    labelled: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
         """All but the uniforms on `device`; these stay on the CPU, where they become float64 sigmas."""
@@ -68,10 +72,11 @@ class Batch:
     def _each(self, change: Callable[[Tensor, str], Tensor]) -> Batch:
         """A batch of changed tensors; what is None stays None."""
         found: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        inner = found.pop("labelled")
         changed: dict[str, Any] = {
             name: None if tensor is None else change(tensor, name) for name, tensor in found.items()
         }
-        return Batch(**changed)
+        return Batch(**changed, labelled=inner and inner._each(change))
 
 
 def labels_of(store: Store, rows: np.ndarray, several: bool = False) -> Tensor:
@@ -79,6 +84,15 @@ def labels_of(store: Store, rows: np.ndarray, several: bool = False) -> Tensor:
     if several and store.attributes is not None:
         return torch.from_numpy(store.attributes[rows].astype(np.int64))
     return torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
+
+
+def labelled_rows(store: Store, rows: np.ndarray, several: bool = False) -> np.ndarray:
+    """Those of these rows of which a label is known. Raises `UserError` where there is none."""
+    known = labels_of(store, rows, several) >= 0
+    found = rows[(known.any(1) if known.ndim == 2 else known).numpy()]
+    if not len(found):
+        raise UserError(f"data={store.settings.source}", "no training image is labelled", "label some of each class")
+    return found
 
 
 def belongings_of(store: Store, rows: np.ndarray, names: Sequence[str]) -> dict[str, Tensor]:
@@ -98,6 +112,8 @@ class Batches:
     rows: the rows of the store to train on. uniforms: how many an image needs. noise: whether it needs noise.
     flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
     several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
+    labelled_every: every so many positions an image of the labelled ones comes besides, in an order of its own (as
+    `Batch.labelled`); 0: none do.
     """
 
     def __init__(
@@ -110,6 +126,7 @@ class Batches:
         flip: bool,
         belongings: Sequence[str] = (),
         several: bool = False,
+        labelled_every: int = 0,
     ) -> None:
         self.store, self.rows, self.seed = store, rows, seed
         self.uniforms, self.noise, self.flip = uniforms, noise, flip
@@ -121,6 +138,24 @@ class Batches:
             raise UserError(f"data.balance={balance:g}", "the data has no classes", "leave it at 0")
         self.order = image_order(np.asarray(store.labels[rows]) if balance else rows, seed, balance)
         self._draws = ImageDraws("train")
+        self.labelled_every = labelled_every
+        if labelled_every:
+            self._labelled = labelled_rows(store, rows, several)
+            self._labelled_order = ImageOrder(len(self._labelled), seed + LABELLED)
+
+    def labels_at(self, start: int, stop: int) -> Tensor:
+        """What a classifier is told at positions start..stop-1, as `Batch.label` (or that of `Batch.labelled`)."""
+        if not self.labelled_every:
+            return labels_of(self.store, self.rows_at(start, stop), self.several)
+        return self._further(start, stop)[1]
+
+    def _further(self, start: int, stop: int) -> tuple[np.ndarray, Tensor]:
+        """Rows of the labelled images that come besides, and their labels: -1 at positions without one."""
+        at = np.arange(start, stop)
+        rows = self._labelled[self._labelled_order(at // self.labelled_every)]
+        label = labels_of(self.store, rows, self.several)
+        label[torch.from_numpy(at % self.labelled_every != 0)] = -1
+        return rows, label
 
     def rows_at(self, start: int, stop: int) -> np.ndarray:
         """Store rows of positions start..stop-1."""
@@ -129,17 +164,22 @@ class Batches:
     def make(self, start: int, stop: int) -> Batch:
         """The batch of positions start..stop-1."""
         rows = self.rows_at(start, stop)
-        count = stop - start
-        uniforms = np.empty((count, self.uniforms))
-        noise = np.empty((count, *self.store.shape), np.float32) if self.noise else None
-        for i in range(count):
-            draws = self._draws(self.seed, start + i)
+        batch = self._of_rows(rows, labels_of(self.store, rows, self.several), start)
+        if self.labelled_every:
+            batch.labelled = self._of_rows(*self._further(start, stop), start, draw=1)
+        return batch
+
+    def _of_rows(self, rows: np.ndarray, label: Tensor, start: int, draw: int = 0) -> Batch:
+        """The batch of these rows, with the numbers of positions from `start` on."""
+        uniforms = np.empty((len(rows), self.uniforms))
+        noise = np.empty((len(rows), *self.store.shape), np.float32) if self.noise else None
+        for i in range(len(rows)):
+            draws = self._draws(self.seed, start + i, draw)
             draws.random(out=uniforms[i])
             if noise is not None:
                 draws.standard_normal(out=noise[i], dtype=np.float32)
         images = self.store.batch(rows)
-        label = labels_of(self.store, rows, self.several)
-        more = belongings_of(self.store, rows, self.belongings)
+        more: dict[str, Any] = belongings_of(self.store, rows, self.belongings)
         if self.flip:
             u = torch.from_numpy(uniforms[:, U_FLIP])
             images = flip(images, u)

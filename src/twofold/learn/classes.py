@@ -8,7 +8,7 @@ from ..settings.train import TrainSettings
 
 def asks_attributes(settings: TrainSettings, store: Store) -> bool:
     """Whether labels are attribute vectors (B, A): a multi-label classifier of data that has them."""
-    asked = settings.objective.kind == "supervised" and settings.objective.multi_label
+    asked = bool(getattr(settings.objective, "multi_label", False))
     return asked and store.attributes is not None
 
 

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state
 from ..settings.train import TrainSettings
-from .batches import Batch, Batches, labels_of
+from .batches import Batch, Batches
 from .branch import branch
 from .checkpoint import Checkpoints
 from .classes import asks_attributes, class_names
@@ -161,8 +161,9 @@ class Trainer:
     def _make_batches(self) -> Batches:
         uniforms, noise, flip = self.objective.uniforms, self.objective.needs_noise, self.settings.data.flip
         several = asks_attributes(self.settings, self.store)
-        rows = self.store.indices("train")
-        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, several=several)
+        rows, besides = self.store.indices("train"), getattr(self.settings.objective, "labelled_batch", None)
+        every = self.loop.batch_size // besides if besides else 0
+        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, several=several, labelled_every=every)
 
     def _start(self, state: State | None) -> Iterator[Event]:
         """What a run begins with: the weights of another model, low-rank updates of them."""
@@ -179,6 +180,7 @@ class Trainer:
         if self.world == 1:
             return []
         share = self.loop.batch_size // self.world
+        self._counted(self.n_images)
         begin = self.n_images + self.rank * share
         self.stepper.agree(self.batches.make(begin, begin + share))
         return self._smaller()
@@ -243,11 +245,14 @@ class Trainer:
         return self._smaller()
 
     def _counted(self, start: int) -> int:
-        """Images of the whole global batch that count in its mean: every rank can tell without asking."""
+        """Images of the whole global batch that count in its mean: every rank can tell without asking. The objective is
+        told of their labels, too.
+        """
         if not self.objective.classifies:
             return self.loop.batch_size
-        rows = self.batches.rows_at(start, start + self.loop.batch_size)
-        return self.objective.counted(labels_of(self.store, rows, self.batches.several))
+        label = self.batches.labels_at(start, start + self.loop.batch_size)
+        self.objective.begin(start, label)
+        return self.objective.counted(label)
 
     def _may_go_on(self, finite: bool) -> bool:
         """Whether the step was taken. Skipped ones are counted; many in a row end training."""
@@ -329,9 +334,9 @@ class Trainer:
         total = self.validation.loss(self.objective, self.stepper.micro_batch)
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
-        row: dict[str, Any] = {"kind": "validation", "n_images": self.n_images, "loss": float(total[0] / total[1])}
+        row: dict[str, Any] = {"kind": "validation", "n_images": self.n_images, "loss": _mean(total[0], total[1])}
         if self.objective.classifies:
-            row["accuracy"] = float(total[2] / total[1])
+            row["accuracy"] = _mean(total[2], total[3])
         if images is not None:
             mine = self.validation.statistics(images)
             everyone = gather_object([mine]) if self.world > 1 else [mine]
@@ -362,6 +367,10 @@ class Trainer:
             self.checkpoints.save(self.n_images, facts)
             atomic_json(self.run.path / "environment.json", self.environment.to_dict())
         self.accelerator.wait_for_everyone()
+
+
+def _mean(total: Tensor, count: Tensor) -> float:
+    return float(total / count) if count else 0.0
 
 
 def _finite(value: Tensor) -> float | None:

@@ -23,8 +23,9 @@ from .. import __version__
 from ..data import Store, open_store
 from ..errors import UserError
 from ..run import Run
-from ..settings.train import TrainSettings
-from .classes import class_names
+from ..settings.train import Joint, TrainSettings
+from .batches import labelled_rows
+from .classes import asks_attributes, class_names
 from .events import Event, Note
 from .inherit import inherit
 from .loop import Trainer
@@ -130,15 +131,18 @@ def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
 
     run: the folder to train in; see `inherit`. Raises `UserError` where data, source and network disagree.
     """
-    if settings.objective.kind == "supervised":
+    if settings.objective.kind != "denoising":
         _check_labels(settings, store)
     if settings.lora is not None and settings.init_from is None and settings.resume_from is None:
         what = "a low-rank update of which model is not said"
         raise UserError(f"lora.rank={settings.lora.rank}", what, "give init_from=RUN of a denoiser")
     settings = inherit(settings, store.shape, run)
+    if isinstance(settings.objective, Joint):
+        settings = settings.model_copy(update={"objective": _with_labelled(settings.objective, settings, store)})
     network, classes = settings.network, len(class_names(settings, store))
     if network.classes is None:
-        network = network.model_copy(update={"classes": classes})
+        several = settings.objective.kind == "joint" and settings.objective.multi_label
+        network = network.model_copy(update={"classes": 0 if several else classes})
     elif 0 < network.classes < classes:
         raise UserError(
             f"network.classes={network.classes}", f"the data has {classes} classes", "use null to take it from the data"
@@ -148,11 +152,22 @@ def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
 
 def _check_labels(settings: TrainSettings, store: Store) -> None:
     """Raises `UserError` for data that a classifier cannot be trained on."""
-    assert settings.objective.kind == "supervised"
     classes, source = len(class_names(settings, store)), f"data.source={settings.data.source}"
     if classes < 2:
         hint = "give a folder with one sub-folder per class"
         raise UserError(source, f"has {classes} classes, a classifier needs at least 2", hint)
+
+
+def _with_labelled(objective: Joint, settings: TrainSettings, store: Store) -> Joint:
+    """How many labelled images come besides each batch, where that is left to the data."""
+    rows, several = store.indices("train"), asks_attributes(settings, store)
+    labelled, batch = len(labelled_rows(store, rows, several)), settings.train.batch_size
+    if objective.labelled_batch is not None:
+        return objective
+    few = labelled < len(rows) / 2
+    return objective.model_copy(
+        update={"labelled_batch": batch // 4 if few and batch % 4 == 0 else batch if few else 0}
+    )
 
 
 @contextmanager

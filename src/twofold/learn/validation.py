@@ -64,9 +64,9 @@ class Validation:
         self._reference: Gaussian | None = None
 
     def loss(self, objective: Objective, count: int) -> Tensor:
-        """(sum of losses, images counted, correct answers) of this rank's share, so many at a time; float64."""
+        """This rank's (sum of losses, images counted, right answers, images asked about); float64. count: at a time."""
         draws = ImageDraws("evaluate")
-        total = torch.zeros(3, dtype=torch.float64)
+        total = torch.zeros(4, dtype=torch.float64)
         for start in range(0, len(self.mine), count):
             rows = self.mine[start : start + count]
             batch = self._batch(objective, rows, draws).to(self.device)
@@ -75,6 +75,7 @@ class Validation:
             total[1] += objective.counted(batch.label)
             if objective.classifies:
                 total[2] += objective.correct(batch)
+                total[3] += objective.asked(batch.label)
         return total
 
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:

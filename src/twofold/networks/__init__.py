@@ -16,7 +16,7 @@ from .unet_encoder import UNetEncoder
 from .wideresnet import WideResNet
 
 NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
-    "unet": lambda settings, shape, classes: UNet(settings, shape),
+    "unet": UNet,
     "dit": lambda settings, shape, classes: DiT(settings, shape),
     "convnet": ConvNet,
     "wideresnet": WideResNet,

@@ -38,7 +38,7 @@ class Trunk(nn.Module):
         if classes < 2:
             raise UserError("network.classes", f"a classifier of {classes} classes", "it needs at least 2")
         self.settings, self.frozen = settings, settings.freeze
-        self.unet = UNet(settings.unet, shape)
+        self.unet = UNet(settings.unet.model_copy(update={"head": None}), shape)
         self.unet.truncate(settings.layer or middle_layer(settings.unet))
         self.unet.requires_grad_(not self.frozen)
         self.layers = self.unet.layers

@@ -20,6 +20,7 @@ from ..errors import UserError, nearest
 from ..settings.network import UNetSettings
 from ..taps import Layer
 from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, embedding_width, silu
+from .head import build_head, pooled
 
 Cond = Mapping[str, Tensor]
 EDM_CLOSING_GAIN, EDM_QKV_GAIN = 1e-5, math.sqrt(0.2)
@@ -66,7 +67,7 @@ class Embedding(nn.Module):
         if label is None:
             label = torch.full((len(c_noise),), -1, dtype=torch.long, device=c_noise.device)
         s = self.settings
-        emb = sinusoid(c_noise, self.width, s.embedding_order, s.embedding_endpoint).to(self.first.weight.dtype)
+        emb = self.waves(c_noise)
         if isinstance(self.label, nn.Linear):  # one-hot of unit variance; "none" is the zero vector
             one_hot = label[:, None] == torch.arange(self.classes, device=label.device)
             emb = emb + self.label(one_hot.to(emb.dtype) * math.sqrt(self.classes))
@@ -78,6 +79,11 @@ class Embedding(nn.Module):
         if isinstance(self.label, nn.Embedding):
             emb = emb + self.label(label.clamp(min=0)) * (label >= 0).to(emb.dtype)[:, None]
         return emb
+
+    def waves(self, c_noise: Tensor) -> Tensor:
+        """The noise level alone, before anything is learned of it: (B, width)."""
+        order, endpoint = self.settings.embedding_order, self.settings.embedding_endpoint
+        return sinusoid(c_noise, self.width, order, endpoint).to(self.first.weight.dtype)
 
     def _checked(self, cond: Cond) -> tuple[Tensor | None, Tensor | None]:
         label, augment = cond.get("label"), cond.get("augment")
@@ -100,10 +106,12 @@ class UNet(nn.Module):
     layers: "enc.0" (stem) and every other tensor the decoder will be given, "mid", "dec.0" .. after each decoder block.
     aliases: DDAE's names, "out_1" for "dec.0" and so on. shape is what `attention`'s resolutions refer to.
 
+    head: with `settings.head` it also names what is in the image: `read(encode(...))` gives logits (B, classes).
+
     Raises `UserError` for an attention resolution no level has and for heads that do not divide the channels.
     """
 
-    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int]) -> None:
+    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int = 0) -> None:
         super().__init__()
         self.settings, self.shape = settings, tuple(shape)
         self.multiple = 2 ** (len(settings.multipliers) - 1)
@@ -121,6 +129,10 @@ class UNet(nn.Module):
         self.learns_variance = settings.learned_variance
         self.out = nn.Conv2d(widths[0], shape[0] * (1 + self.learns_variance), 3, padding=1)
         self._initialise()
+        self.head: nn.Module | None = None
+        if settings.head is not None:
+            widths = [widths[-1], *skips]  # the middle first
+            self.head = build_head(settings.head, widths, self.embedding.width, classes)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         return self.decode(self.encode(x, c_noise, cond))
@@ -139,12 +151,34 @@ class UNet(nn.Module):
             h = taps[f"enc.{k}"] = module(h, active)
         if "mid" in self.layers:
             taps["mid"] = self.mid(h, active)
-        return State(taps, emb, {"crop": (slice(top, top + height), slice(left, left + width))})
+        crop = slice(top, top + height), slice(left, left + width)
+        return State(taps, emb, {"crop": crop, "c_noise": c_noise})
 
     def decode(self, state: State) -> Tensor:
         """F (B, C or 2C, H, W) from a state that may have been edited."""
         rows, columns = state.context["crop"]
         return self.out(silu(self.norm(self._decoded(state))))[:, :, rows, columns]
+
+    def read(self, state: State, rows: Tensor | None = None) -> Tensor:
+        """What the head sees in a state that may have been edited: logits (B, classes), or of these rows alone."""
+        assert self.head is not None
+        taps = pooled([state.taps["mid"], *(state.taps[f"enc.{k}"] for k in range(len(self.enc)))])
+        c_noise = state.context["c_noise"]
+        if rows is not None:
+            taps, c_noise = [z[rows] for z in taps], c_noise[rows]
+        return self.head(taps, c_noise, self.embedding.waves(c_noise))
+
+    def both(self, x: Tensor, c_noise: Tensor, cond: Cond | None, denoised: int, read: Tensor) -> tuple[Tensor, Tensor]:
+        """F of the first `denoised` images (their number may be 0), and the logits of those at `read` (n,) int64.
+
+        One pass of the encoder over all of them.
+        """
+        state = self.encode(x, c_noise, cond)
+        logits = self.read(state, read)
+        if not denoised:
+            return x[:0], logits
+        taps = {name: h[:denoised] for name, h in state.taps.items()}
+        return self.decode(State(taps, state.emb[:denoised], state.context)), logits
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why images of this size cannot be made: never. Far from the trained size they are out of what it learned."""
@@ -168,7 +202,7 @@ class UNet(nn.Module):
         encoders, decoders = (sum(k.startswith(prefix) for k in kept) for prefix in ("enc.", "dec."))
         self.enc, self.dec = self.enc[:encoders], self.dec[:decoders]
         self.up = self.up[: max(0, decoders - 1) // (self.settings.blocks + 1)]
-        late = {"norm", "out"} if "mid" in kept else {"norm", "out", "mid"}
+        late = {"norm", "out", "head"} if "mid" in kept else {"norm", "out", "head", "mid"}
         for module in late & self._modules.keys():
             delattr(self, module)
         self.layers = {name: self.layers[name] for name in kept}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import networks
-from ..denoiser import NetworkDenoiser
+from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError
 from ..files import atomic_file
 from ..noise import family
@@ -34,7 +34,12 @@ def build(
     if settings.objective.kind == "supervised":
         return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0
-    return NetworkDenoiser(network, family(settings.noise), shape, classes=conditional, class_names=classes)
+    known: dict[str, Any] = {"classes": conditional, "class_names": classes}
+    if settings.objective.kind == "joint":
+        return JointDenoiser(
+            network, family(settings.noise), shape, **known, multi_label=settings.objective.multi_label
+        )
+    return NetworkDenoiser(network, family(settings.noise), shape, **known)
 
 
 def _classifier(

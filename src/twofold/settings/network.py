@@ -9,6 +9,21 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from .base import Settings
 
 
+class TapHeadSettings(Settings):
+    """A classifier that reads the mean of every map the encoder hands on: what makes a U-Net a joint model."""
+
+    kind: Literal["taps", "published"] = Field(
+        "taps",
+        description="taps: layer norms, told the noise level by an embedding; published: Joint Diffusion's head, batch "
+        "norms over the features and the raw time",
+    )
+    hidden: int | None = Field(
+        None, ge=1, description="width of its hidden layer; null = half its input's (taps: at most 512)"
+    )
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout before both of its layers (published: 0.7)")
+    classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+
+
 class UNetSettings(Settings):
     """The U-Net of DDPM and its relatives: DDAE, Joint Diffusion (ADM) and EDM DDPM++ are option sets."""
 
@@ -46,6 +61,7 @@ class UNetSettings(Settings):
     init: Literal["default", "zero_out", "edm"] = Field(
         "default", description="PyTorch's initialisation, zero output convolutions (ADM), or EDM's"
     )
+    head: TapHeadSettings | None = Field(None, description="classifier head of a joint model; null = none")
 
 
 class DiTSettings(Settings):

@@ -3,13 +3,13 @@ so a recipe means the same on 1 or 64 devices."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .base import Settings
 from .data import DataSettings
-from .network import NetworkSettings, UNetSettings
+from .network import NetworkSettings, TapHeadSettings, UNetSettings
 from .noise import NoiseSettings, VPNoise
 
 
@@ -47,7 +47,45 @@ class Supervised(Settings):
     pad: Literal["edge", "black"] = Field("edge", description="what comes in at the side of a shifted image")
 
 
-ObjectiveSettings = Annotated[Denoising | Supervised, Field(discriminator="kind")]
+class Joint(Denoising):
+    """Objective: the denoising loss, and a classifier on the encoder's maps. Gives a joint model: both at once."""
+
+    kind: Literal["joint"] = "joint"  # type: ignore[assignment]
+    weight: float = Field(0.01, ge=0, description="factor on the classification loss (Joint Diffusion: 0.001)")
+    weight_from_images: int = Field(0, ge=0, description="images after which the classifier begins to be trained")
+    weight_rampup_images: int = Field(0, ge=0, description="images over which the factor then rises linearly from 0")
+    weight_until_images: int | None = Field(None, ge=1, description="images after which it is 0 again; null = never")
+    reads: Literal["clean", "noised", "both"] = Field(
+        "both", description="images that the classifier learns from; guidance needs one that knows noise"
+    )
+    multi_label: bool = Field(
+        False, description="each class is a yes-or-no question; of attributes where there are any"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    labelled_batch: int | None = Field(
+        None,
+        ge=0,
+        description="labelled images per step that the classifier gets besides; 0 = those of the batch alone; null = "
+        "0, or a quarter of the batch where fewer than half of the images are labelled",
+    )
+    vary: float = Field(
+        0.0, ge=0, description="strength of the augmentation of its clean images; 1 = Joint Diffusion's"
+    )
+    vary_flip: bool = Field(True, description="whether that mirrors images; false for digits and letters")
+    mix: float = Field(0.0, ge=0, le=1, description="share of its clean images that are mixed with another one (MixUp)")
+    denoise: bool = Field(True, description="false: train the encoder and the classifier alone, as a baseline")
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Joint:
+        if self.weight_until_images is not None and self.weight_until_images <= self.weight_from_images:
+            raise ValueError(
+                f"weight_until_images={self.weight_until_images} is not after "
+                f"weight_from_images={self.weight_from_images}"
+            )
+        return self
+
+
+ObjectiveSettings = Annotated[Denoising | Supervised | Joint, Field(discriminator="kind")]
 
 
 class LoopSettings(Settings):
@@ -129,20 +167,40 @@ class TrainSettings(Settings):
     )
     lora: LoraSettings | None = Field(None, description="train low-rank updates only; null = all weights")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _head_of_a_joint_model(cls, values: Any) -> Any:
+        """A joint model has a head, whether or not somebody said so; but what is inherited is left to its source."""
+        if not isinstance(values, dict) or _entry(values.get("objective"), "kind") != "joint":
+            return values
+        network = values.get("network")
+        if network is None and (values.get("init_from") or values.get("resume_from")):
+            return values
+        network = {"kind": "unet"} if network is None else network
+        if isinstance(network, dict) and network.get("kind", "unet") == "unet" and network.get("head") is None:
+            return {**values, "network": {"kind": "unet", **network, "head": {"kind": "taps"}}}
+        if isinstance(network, UNetSettings) and network.head is None:
+            return {**values, "network": network.model_copy(update={"head": TapHeadSettings()})}
+        return values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainSettings:
         objective, network = self.objective, self.network
-        if self.lora is not None and objective.kind != "denoising" and network.kind != "trunk":
+        if self.lora is not None and not isinstance(objective, Denoising) and network.kind != "trunk":
             raise ValueError(f"lora is for denoisers and trunks, not for network.kind={network.kind}; train it whole")
         if self.lora is not None and network.kind == "trunk" and network.freeze:
             raise ValueError("lora adapts what network.freeze=true leaves alone; keep one of them")
-        if objective.kind == "denoising":
+        if isinstance(objective, Denoising):
+            if objective.kind == "joint":
+                self._joint_fits(objective)
             if network.kind not in ("unet", "dit"):
                 raise ValueError(f"network.kind={network.kind} cannot denoise; use unet or dit")
             starts = self.init_from is not None or self.resume_from is not None
             if starts and "network" not in self.model_fields_set:  # it is the source's, and looked at with it
                 return self
             self._variance_fits(objective)
+            if objective.kind != "joint" and getattr(network, "head", None) is not None:
+                raise ValueError("network.head is trained by objective.kind=joint; leave network.head out")
             if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
             return self
@@ -158,6 +216,18 @@ class TrainSettings(Settings):
             raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
         return self
 
+    def _joint_fits(self, objective: Joint) -> None:
+        """A joint model is a U-Net, and in a multi-label one an attribute vector is no condition."""
+        network, extra = self.network, objective.labelled_batch
+        if network.kind != "unet":
+            raise ValueError(f"objective.kind=joint is for network.kind=unet, not {network.kind}")
+        if objective.multi_label and network.classes:
+            raise ValueError(
+                "objective.multi_label=true needs network.classes=0: a network is conditioned on one label"
+            )
+        if extra and self.train.batch_size % extra:
+            raise ValueError(f"objective.labelled_batch={extra} must divide train.batch_size={self.train.batch_size}")
+
     def _variance_fits(self, objective: Denoising) -> None:
         """A learned variance needs a network that says something of it, a table to step through, and a loss."""
         learned = getattr(self.network, "learned_variance", False)
@@ -172,3 +242,7 @@ class TrainSettings(Settings):
             raise ValueError(f"{what} needs a table of noise levels; use noise.kind=vp with a discrete table")
         if objective.levels == "log_normal":
             raise ValueError(f"{what} needs levels of the table; objective.levels=log_normal lies between them")
+
+
+def _entry(group: Any, name: str) -> Any:
+    return group.get(name) if isinstance(group, dict) else getattr(group, name, None)

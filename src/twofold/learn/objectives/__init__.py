@@ -7,9 +7,14 @@ from typing import Any
 from ...settings.train import ObjectiveSettings
 from .base import Objective
 from .denoising import DenoisingObjective
+from .joint import JointObjective
 from .supervised import SupervisedObjective
 
-OBJECTIVES: dict[str, Any] = {"denoising": DenoisingObjective, "supervised": SupervisedObjective}
+OBJECTIVES: dict[str, Any] = {
+    "denoising": DenoisingObjective,
+    "supervised": SupervisedObjective,
+    "joint": JointObjective,
+}
 
 __all__ = ["OBJECTIVES", "Objective", "objective"]
 

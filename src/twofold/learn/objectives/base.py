@@ -28,9 +28,18 @@ class Objective(nn.Module):
         super().__init__()
         self.denoiser: NetworkDenoiser | None = None
 
+    def begin(self, start: int, label: Tensor) -> None:
+        """Called before every step, where `classifies`: its position, and the labels that a classifier is told in the
+        whole global batch (`Batches.labels_at`); the same on every rank.
+        """
+
     def counted(self, label: Tensor) -> int:
         """How many images of a batch with these labels count in its mean loss."""
         raise NotImplementedError
+
+    def asked(self, label: Tensor) -> int:
+        """How many images of a batch with these labels `correct` can judge."""
+        return self.counted(label)
 
     def correct(self, batch: Batch) -> float:
         """How many images are named rightly; asked only where `classifies`."""

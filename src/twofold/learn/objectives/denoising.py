@@ -10,6 +10,8 @@ One forward pass gives both parts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,18 @@ from .base import Objective
 from .levels import Importance, levels
 
 VARIANCE_WEIGHT = 1e-3  # of the bound in `hybrid`
+
+
+@dataclass(frozen=True)
+class Noised:
+    """x = x0 + sigma * noise (B, C, H, W), sigma (B,) float64, weight (B,) of each loss, cond for the network."""
+
+    x0: Tensor
+    x: Tensor
+    noise: Tensor
+    sigma: Tensor
+    weight: Tensor
+    cond: dict[str, Tensor]
 
 
 class DenoisingObjective(Objective):
@@ -56,7 +70,12 @@ class DenoisingObjective(Objective):
         return len(label)
 
     def forward(self, batch: Batch) -> Tensor:
-        family, settings = self.denoiser.family, self.settings
+        noised = self.noised(batch)
+        return self.loss(self.denoiser(noised.x, noised.sigma, noised.cond), noised)
+
+    def noised(self, batch: Batch) -> Noised:
+        """The images of a batch as the network will see them."""
+        settings = self.settings
         x0 = self.denoiser.codec.encode(batch.images)
         cond = {}
         if settings.augment_probability:
@@ -66,14 +85,18 @@ class DenoisingObjective(Objective):
             cond["label"] = torch.where(dropped, -1, batch.label)
         sigma, weight = self._levels(batch.uniforms[:, U_SIGMA])
         assert batch.noise is not None
-        output = self.denoiser(theory.add(x0, batch.noise, sigma), sigma, cond)
+        return Noised(x0, theory.add(x0, batch.noise, sigma), batch.noise, sigma, weight, cond)
+
+    def loss(self, output: Tensor, noised: Noised) -> Tensor:
+        """(B,): of what the network said to `noised`."""
+        family, settings, sigma = self.denoiser.family, self.settings, noised.sigma
         output, *about_variance = output.chunk(2, 1) if self.denoiser.learns_variance else (output,)
-        off = output - family.target(x0, batch.noise, sigma)
+        off = output - family.target(noised.x0, noised.noise, sigma)
         loss = off.square().flatten(1).mean(1)
         loss = loss * theory.expand(theory.loss_weight(family, sigma, settings.min_snr_gamma), loss)
         if settings.loss != "mse":
-            loss = self._with_bound(loss, x0, off, about_variance[0], sigma)
-        return loss * theory.expand(weight, loss)
+            loss = self._with_bound(loss, noised.x0, off, about_variance[0], sigma)
+        return loss * theory.expand(noised.weight, loss)
 
     def _levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """What importance sampling draws changes as it learns; held-out losses, to be compared, go without it."""

@@ -43,13 +43,7 @@ class SupervisedObjective(Objective):
         return int((known.any(1) if label.ndim == 2 else known).sum())
 
     def correct(self, batch: Batch) -> float:
-        logits = self._logits(batch)
-        if not self.settings.multi_label:
-            return float((logits.argmax(1) == batch.label).sum())
-        label = attributes(batch.label, logits.shape[1])
-        known = label >= 0
-        right = ((logits > 0) == (label > 0.5)) & known
-        return float((right.sum(1) / known.sum(1).clamp(min=1)).sum())
+        return right_answers(self._logits(batch), batch.label, self.settings.multi_label)
 
     def forward(self, batch: Batch) -> Tensor:
         logits = self._logits(batch)
@@ -77,6 +71,18 @@ class SupervisedObjective(Objective):
             assert self.classifier.family is not None
             return self.classifier.family.training_sigma(batch.uniforms[:, U_SIGMA])
         return torch.full((len(batch.images),), self.settings.sigma, dtype=torch.float64)
+
+
+def right_answers(logits: Tensor, label: Tensor, multi_label: bool) -> float:
+    """How many labels (B,) are those of the highest logits (B, K); multi-label: the sum over images of the share of
+    their known questions that are answered rightly.
+    """
+    if not multi_label:
+        return float((logits.argmax(1) == label).sum())
+    label = attributes(label, logits.shape[1])
+    known = label >= 0
+    right = ((logits > 0) == (label > 0.5)) & known
+    return float((right.sum(1) / known.sum(1).clamp(min=1)).sum())
 
 
 def attributes(label: Tensor, classes: int) -> Tensor:
