@@ -84,6 +84,8 @@ class Family:
 
     def check(self, sigma: Tensor) -> None:
         """Raises `UserError` where sigma is outside `sigma_range`."""
+        if not sigma.numel():
+            return
         low, high = self.sigma_range
         least, most = float(sigma.min()), float(sigma.max())
         if not (least >= low * (1 - RANGE_TOLERANCE) and most <= high * (1 + RANGE_TOLERANCE)):

@@ -19,13 +19,13 @@ from ..networks.trunk import middle_layer
 from ..networks.unet import UNet
 from ..recognize.classifier import NetworkClassifier
 from ..run import Run, load, newest_probe
-from ..settings.network import TrunkSettings, UNetSettings
+from ..settings.network import TapHeadSettings, TrunkSettings, UNetSettings
 from ..settings.resolve import differences, flatten, resolve
 from ..settings.train import TrainSettings
 
 S = TypeVar("S", bound=BaseModel)
 OWN_UNET = {"dropout"}  # what a U-Net that is trained further may have otherwise
-OWN_NETWORK = OWN_UNET | {"classes", "augment_dim", "learned_variance"}  # and a whole denoiser; see `start`
+OWN_NETWORK = OWN_UNET | {"classes", "augment_dim", "learned_variance", "head"}  # and a whole denoiser; see `start`
 OWN_NOISE = {"p_mean", "p_std", "training"}  # likewise: how noise levels are drawn in training, not what they mean
 
 
@@ -51,8 +51,9 @@ def _whole(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -
         where, source = str(settings.init_from), source_model(str(settings.init_from), settings)
         network = _at_size(where, source.network.settings, source.shape, shape)  # type: ignore[arg-type]
         found = network, source.family.settings if source.family else settings.noise
-    own = OWN_NETWORK if settings.resume_from is None else OWN_UNET
     given = settings.network if "network" in settings.model_fields_set else None
+    found = _with_head(found[0], given, settings), found[1]
+    own = OWN_NETWORK if settings.resume_from is None else OWN_UNET
     update: dict[str, Any] = {"network": _taken(given, found[0], own, "network", where)}
     if settings.resume_from is None and (given is None or "classes" not in given.model_fields_set):
         update["network"] = update["network"].model_copy(update={"classes": None})  # those of the data
@@ -60,6 +61,15 @@ def _whole(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -
     update["noise"] = _taken(given_noise, found[1], OWN_NOISE, "noise", where)
     changed = settings.model_copy(update=update)
     return resolve(TrainSettings, [(f"with what {where} gives", changed.model_dump(mode="json"))])[0]
+
+
+def _with_head(network: Any, given: Any, settings: TrainSettings) -> Any:
+    """The network with a head where a joint model is made of it: the one given, its own, or one of the usual kind."""
+    if not isinstance(network, UNetSettings) or settings.resume_from is not None:
+        return network
+    joint = settings.objective.kind == "joint"
+    head = getattr(given, "head", None) or network.head or TapHeadSettings()
+    return network.model_copy(update={"head": head if joint else None})
 
 
 def _begun(settings: TrainSettings, earlier: Run) -> TrainSettings | None:

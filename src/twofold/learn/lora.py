@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from ..errors import UserError, nearest
 from ..files import atomic_file
 from ..networks.trunk import Trunk
+from ..networks.unet import UNet
 from ..settings.train import LoraSettings
 
 NEW = re.compile(r"(^|\.)(label|augment)(\.|$)")  # what a source has not for other classes: trained as it is
@@ -54,7 +55,8 @@ class LowRank(nn.Module):
 def adapt(network: nn.Module, settings: LoraSettings, seed: int) -> str:
     """Freezes a network but for low-rank updates of `settings.targets` and what is new; returns what to tell the user.
 
-    New are the embeddings of labels and augmentations, and a trunk's head. Raises `UserError` where no layer is meant.
+    New are the embeddings of labels and augmentations, and the head of a trunk or of a joint model. Raises `UserError`
+    where no layer is meant.
     """
     chosen = targeted(network, settings.targets)
     network.requires_grad_(False)
@@ -72,7 +74,7 @@ def adapt(network: nn.Module, settings: LoraSettings, seed: int) -> str:
 
 def _is_new(network: nn.Module, name: str) -> bool:
     """Whether a layer, or a parameter, is trained as it is."""
-    return bool(NEW.search(name)) or (isinstance(network, Trunk) and name.split(".")[0] == "head")
+    return bool(NEW.search(name)) or (isinstance(network, Trunk | UNet) and name.split(".")[0] == "head")
 
 
 def targeted(network: nn.Module, targets: str) -> dict[str, nn.Module]:

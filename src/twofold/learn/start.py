@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import NetworkDenoiser
+from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError, some
 from ..networks.trunk import Trunk
 from ..recognize.classifier import NetworkClassifier
@@ -21,6 +21,7 @@ from ..settings.train import TrainSettings
 from .inherit import source_model
 
 Model = NetworkDenoiser | NetworkClassifier
+JOINT_HEAD = "head.out"  # a row for each class
 
 
 @dataclass
@@ -139,7 +140,7 @@ def _take_classes(model: Model, source: Any, started: Started) -> set[str]:
     seen: set[str] = set()
     for name in _of_classes(model, len(mine)):
         here, there = _module(model.network, name), _module(source.network, name)
-        if isinstance(model, NetworkClassifier):
+        if isinstance(model, NetworkClassifier) or name == JOINT_HEAD:
             _copy_head(here, there, pairs)
         else:
             _copy_labels(here, there, pairs, (model.classes, source.classes))
@@ -149,11 +150,12 @@ def _take_classes(model: Model, source: Any, started: Started) -> set[str]:
 
 
 def _of_classes(model: Model, classes: int) -> list[str]:
-    """Names of the modules that have a row for each class: label embeddings, or the head of a classifier."""
+    """Names of the modules with a row for each class: label embeddings, the head of a classifier or a joint model."""
     if isinstance(model, NetworkClassifier):
         head = _head(model.network, classes)
         return [] if head is None else [head]
-    return [name for name, module in model.network.named_modules() if name.split(".")[-1] == "label"]
+    labels = [name for name, module in model.network.named_modules() if name.split(".")[-1] == "label"]
+    return [*labels, JOINT_HEAD] if isinstance(model, JointDenoiser) else labels
 
 
 def _module(network: nn.Module, name: str | None) -> Any:

@@ -112,13 +112,13 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
             for part in self.qkv(tokens).chunk(3, dim=2)
         )
-        out = attend(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
         out = x + self.proj(out).transpose(1, 2).unflatten(2, (height, width))
         return out if self.skip_scale == 1 else out.mul_(self.skip_scale)
 

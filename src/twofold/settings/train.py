@@ -173,9 +173,9 @@ class TrainSettings(Settings):
         """A joint model has a head, whether or not somebody said so; but what is inherited is left to its source."""
         if not isinstance(values, dict) or _entry(values.get("objective"), "kind") != "joint":
             return values
-        network = values.get("network")
-        if network is None and (values.get("init_from") or values.get("resume_from")):
+        if values.get("init_from") or values.get("resume_from"):
             return values
+        network = values.get("network")
         network = {"kind": "unet"} if network is None else network
         if isinstance(network, dict) and network.get("kind", "unet") == "unet" and network.get("head") is None:
             return {**values, "network": {"kind": "unet", **network, "head": {"kind": "taps"}}}
@@ -221,6 +221,8 @@ class TrainSettings(Settings):
         network, extra = self.network, objective.labelled_batch
         if network.kind != "unet":
             raise ValueError(f"objective.kind=joint is for network.kind=unet, not {network.kind}")
+        if objective.levels == "importance":
+            raise ValueError("objective.levels=importance goes by the denoising loss alone, not with kind=joint")
         if objective.multi_label and network.classes:
             raise ValueError(
                 "objective.multi_label=true needs network.classes=0: a network is conditioned on one label"
