@@ -73,6 +73,10 @@ class Joint(Denoising):
     )
     vary_flip: bool = Field(True, description="whether that mirrors images; false for digits and letters")
     mix: float = Field(0.0, ge=0, le=1, description="share of its clean images that are mixed with another one (MixUp)")
+    pseudo_threshold: float | None = Field(
+        None, gt=0, lt=1, description="learn from own answers about clean images that are so sure (0.95 is usual)"
+    )
+    pseudo_weight: float = Field(1.0, ge=0, description="factor on that part of the classification loss")
     denoise: bool = Field(True, description="false: train the encoder and the classifier alone, as a baseline")
 
     @model_validator(mode="after")

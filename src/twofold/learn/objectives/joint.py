@@ -12,6 +12,9 @@ and pass the encoder together with those that are denoised, once. An unlabelled 
 it takes no part in the classification loss, its mean, or any statistics. Where labels are few, further labelled images
 come with every batch for the head alone (`Batch.labelled`), so that it learns from all of them at an even pace while
 the denoising loss sees each image as often as any other.
+
+With `pseudo_threshold` the head also learns from its own answers: what it is sure of in the clean image is the label of
+the varied and the noised one (Sohn et al. 2020, FixMatch), for all images of the batch, whatever their label.
 """
 
 from __future__ import annotations
@@ -35,10 +38,19 @@ TRUNK = ("embedding", "enc", "mid", "head")  # what a classifier alone has of a 
 
 
 @dataclass(frozen=True)
+class Answers:
+    """target (n, K) in 0..1 and whether it is known, (n, K) 0 or 1. image (n,): the place in the batch of each."""
+
+    target: Tensor
+    known: Tensor
+    image: Tensor
+
+
+@dataclass(frozen=True)
 class Question:
     """What the head is asked: images x at sigma (n,), or None where they are those at `rows` (n,) that are denoised.
 
-    target (n, K) in 0..1 and whether it is known, (n, K) 0 or 1. image (n,): the place in the batch each belongs to.
+    target, known, image: as in `Answers`. factor: on each one's loss.
     """
 
     x: Tensor | None
@@ -46,6 +58,7 @@ class Question:
     target: Tensor
     known: Tensor
     image: Tensor
+    factor: float = 0.0
 
 
 class JointObjective(DenoisingObjective):
@@ -91,8 +104,8 @@ class JointObjective(DenoisingObjective):
         loss = logits.new_zeros(len(batch.label)) if noised is None else self.loss(output, noised)
         loss = loss + 0 * logits.sum()  # processes that train together use the same weights, whoever has labels
         for q, part in zip(questions, logits.split([len(q.image) for q in questions]), strict=True):
-            each = self._each / len(questions) * classification_loss(part, q.target, q.known, self.asks.multi_label)
-            loss = loss.index_add(0, q.image, each)
+            each = classification_loss(part, q.target, q.known, self.asks.multi_label)
+            loss = loss.index_add(0, q.image, q.factor * each)
         return loss
 
     def _answers(self, noised: Noised | None, questions: list[Question]) -> tuple[Tensor, Tensor]:
@@ -119,33 +132,62 @@ class JointObjective(DenoisingObjective):
         return Question(torch.zeros((0, *self.joint.shape), device=device), none, nobody, nobody, nobody[:, 0].long())
 
     def _questions(self, batch: Batch, noised: Noised | None) -> list[Question]:
-        """What is asked about the labelled images of a batch; nothing where there are none."""
-        own = batch.labelled is None
+        """What is asked about the images of a batch, or those that come for the head alone."""
         seen = batch if batch.labelled is None else batch.labelled
         at = _known(seen.label)
         target = attributes(seen.label[at], len(self.joint.class_names)).float()
-        known, target = (target >= 0).float(), self._smooth(target.clamp(min=0))
-        x0 = self.joint.codec.encode(seen.images[at])
-        uniforms = seen.uniforms[at.cpu()]
-        questions = []
-        if self.asks.reads != "noised":
-            questions.append(self._clean(x0, uniforms[:, self._own :], target, known, at))
-        if self.asks.reads != "clean":
-            # the denoised images themselves, unless what they are conditioned on would tell the answer
-            shared = own and noised is not None and not self.joint.classes
-            sigma = self.joint.family.training_sigma(uniforms[:, U_SIGMA])
-            x = None if shared else theory.add(x0, seen.noise[at], sigma)  # type: ignore[index]
-            questions.append(Question(x, sigma, target, known, at))
+        told = Answers(self._smooth(target.clamp(min=0)), (target >= 0).float(), at)
+        questions = self._forms(seen, told, self._each, noised if batch.labelled is None else None, self.asks.mix)
+        if self.asks.pseudo_threshold is not None:
+            every = self._pseudo_labels(batch)
+            questions += self._forms(batch, every, self._weight * self.asks.pseudo_weight, noised, 0.0)
         return questions
 
-    def _clean(self, x0: Tensor, u: Tensor, target: Tensor, known: Tensor, at: Tensor) -> Question:
+    def _forms(self, seen: Batch, told: Answers, factor: float, noised: Noised | None, share: float) -> list[Question]:
+        """The clean and the noised form of these images, as `reads` says, sharing the factor between them.
+
+        noised: the same images as they are denoised, of which the head can read too, unless what they are conditioned
+        on would tell the answer. share: of images that are mixed.
+        """
+        x0 = self.joint.codec.encode(seen.images[told.image])
+        uniforms = seen.uniforms[told.image.cpu()]
+        sigma = self.joint.family.training_sigma(uniforms[:, U_SIGMA])
+        each = factor / (2 if self.asks.reads == "both" else 1)
+        found = []
+        if self.asks.reads != "noised":
+            x, target, known = self._varied(x0, uniforms[:, self._own :], told, share)
+            found.append(Question(x, torch.zeros_like(sigma), target, known, told.image, each))
+        if self.asks.reads != "clean":
+            alone = noised is None or bool(self.joint.classes)
+            further = theory.add(x0, seen.noise[told.image], sigma) if alone else None  # type: ignore[index]
+            found.append(Question(further, sigma, told.target, told.known, told.image, each))
+        return found
+
+    def _varied(self, x0: Tensor, u: Tensor, told: Answers, share: float) -> tuple[Tensor, Tensor, Tensor]:
         """Clean images, varied and mixed. Of two that are mixed, a class counts as known where it is known of both."""
-        settings = self.asks
-        x0 = vary(x0, u[:, :VARY_DRAWS], settings.vary, settings.vary_flip)
-        if settings.mix and len(x0):
-            x0, both = mix(x0, torch.stack([target, known], 1), u[:, VARY_DRAWS:], probability=settings.mix)
-            target, known = both[:, 0], (both[:, 1] > 1 - 1e-6).float()
-        return Question(x0, torch.zeros(len(x0), dtype=torch.float64), target, known, at)
+        x0 = vary(x0, u[:, :VARY_DRAWS], self.asks.vary, self.asks.vary_flip)
+        if not share or not len(x0):
+            return x0, told.target, told.known
+        x0, both = mix(x0, torch.stack([told.target, told.known], 1), u[:, VARY_DRAWS:], probability=share)
+        return x0, both[:, 0], (both[:, 1] > 1 - 1e-6).float()
+
+    @torch.no_grad()
+    def _pseudo_labels(self, batch: Batch) -> Answers:
+        """What the head takes clean images for, where it is sure enough; their labels are not looked at."""
+        assert self.asks.pseudo_threshold is not None
+        head: Any = self.network.head
+        head.eval()  # without dropout, and without a trace in the published head's statistics
+        probabilities = self._clean_logits(batch)
+        head.train()
+        if self.asks.multi_label:
+            probabilities = probabilities.sigmoid()
+            target, sure = (probabilities > 0.5).float(), torch.maximum(probabilities, 1 - probabilities)
+        else:
+            probabilities = probabilities.softmax(1)
+            target = attributes(probabilities.argmax(1), probabilities.shape[1]).float()
+            sure = probabilities.amax(1, keepdim=True).expand_as(probabilities)
+        known = (sure >= self.asks.pseudo_threshold).float()
+        return Answers(target, known, torch.arange(len(target), device=target.device))
 
     def _smooth(self, target: Tensor) -> Tensor:
         s = self.asks.label_smoothing
