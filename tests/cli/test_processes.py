@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from twofold.cli.main import main
 
 from .test_sample_evaluate import make_run
@@ -44,3 +47,18 @@ def test_sample(tmp_path: Path) -> None:
     for name, path in one.items():
         assert path.read_bytes() == two[name].read_bytes(), name
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["complete"]
+
+
+def test_joint_training(tmp_path: Path) -> None:
+    """Few labels, with images of their own for the head: the weights are those of one process, up to rounding."""
+    words = ["joint-digits-mini", "data.labels_per_class=2", "objective.vary=1", "network.head.dropout=0"]
+    words += ["network.channels=8", "network.blocks=1", "objective.pseudo_threshold=0.5", "train.batch_size=32"]
+    words += ["train.n_images=128", "train.warmup_images=0", "train.lr=1e-3", "validation.samples=0", "--device", "cpu"]
+    assert main(["train", *words, "--quiet", "--out", str(tmp_path / "one")]) == 0
+    torchrun("train", *words, "--quiet", "--out", str(tmp_path / "two"), cwd=tmp_path)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and any(name.startswith("head.") for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-4)
+    accuracies = [json.loads((tmp_path / n / "result.json").read_text())["metrics"]["accuracy"] for n in ("one", "two")]
+    assert abs(accuracies[0] - accuracies[1]) < 0.05
