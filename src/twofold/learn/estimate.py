@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..run import build
-from ..settings.train import TrainSettings
+from ..settings.train import Joint, TrainSettings
 from .lora import adapt, parameters
 
 BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
+SOME = 8  # images that costs are counted with
 FROZEN_BYTES = 4  # the weight alone
 
 
@@ -42,7 +43,7 @@ def estimate(
     network = model.network
     share = settings.train.micro_batch or settings.train.batch_size // world
     half = settings.train.precision in ("bf16", "fp16")
-    forward, saved = _forward_cost(network, shape)
+    forward, saved = _forward_cost(network, shape, _images_besides(settings))
     count, trained = parameters(network)
     # a backward pass costs two forward passes; frozen layers, about their share of the weights, have none
     passes = 1.0 + 2.0 * trained / count
@@ -55,10 +56,11 @@ def estimate(
     return Estimate(count, trained, memory, flops, flops / flops_per_second if flops_per_second else None)
 
 
-def _forward_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+def _forward_cost(network: nn.Module, shape: tuple[int, int, int], besides: float = 0.0) -> tuple[int, int]:
     """(FLOPs, bytes saved for the backward pass) of one image."""
-    x, c_noise = torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta")
-    saved = 0
+    many = SOME + round(SOME * besides)
+    x, c_noise = torch.zeros(many, *shape, device="meta"), torch.zeros(many, device="meta")
+    saved, every = 0, torch.arange(many, device="meta")
     weights = {id(p) for p in network.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,8 +70,22 @@ def _forward_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int,
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        network(x, c_noise)
-    return counter.get_total_flops() // 2, saved // 2
+        if hasattr(network, "both") and network.head is not None:
+            network.both(x, c_noise, None, SOME, every)  # type: ignore[operator]
+        else:
+            network(x, c_noise)
+    return counter.get_total_flops() // SOME, saved // SOME
+
+
+def _images_besides(settings: TrainSettings) -> float:
+    """Images that only the encoder of a joint model sees, for each that is denoised."""
+    objective = settings.objective
+    if not isinstance(objective, Joint):
+        return 0.0
+    clean, noised = objective.reads != "noised", objective.reads != "clean"
+    few = objective.labelled_batch or 0
+    besides = few / settings.train.batch_size * (clean + noised) if few else float(clean)
+    return besides + float(clean) * (objective.pseudo_threshold is not None)
 
 
 def measure_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:
