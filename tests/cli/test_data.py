@@ -171,7 +171,7 @@ DOCS = (Path(__file__).parents[2] / "docs/data.md").read_text()
 
 @pytest.fixture
 def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """photos/: two classes of images with masks, points and a table, in the working directory."""
+    """photos/: two classes of images with masks, points and a table, in the working directory. scans/: two images."""
     rng, table = np.random.default_rng(0), ["file_name,patient"]
     for name in (f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(12)):
         for kind, pixels in (("images", rng.integers(0, 256, (8, 8, 3))), ("masks", rng.integers(0, 3, (8, 8)))):
@@ -183,13 +183,16 @@ def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         points.write_text("1,2\n3,4\n")
         table.append(f"images/{name},p{len(table) // 3}")
     (tmp_path / "photos/metadata.csv").write_text("\n".join(table))
+    (tmp_path / "scans").mkdir()
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(tmp_path / f"scans/{i}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
 
 def test_the_documented_commands_work(documented: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = re.findall(r"^    twofold (data \w+ photos/.*)$", DOCS, re.MULTILINE)
-    assert len(lines) >= 5
+    assert len(lines) >= 6
     for line in lines:
         assert main([*shlex.split(line, comments=True), "--quiet"]) == 0, line
     assert "note       metadata.csv has also: patient (unused; " in capsys.readouterr().out

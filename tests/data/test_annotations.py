@@ -289,12 +289,14 @@ def test_spans_are_the_slice(rows: list[int], start: int, stop: int | None) -> N
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["train", "test", None])), max_size=6), st.integers(1, 9))
 def test_limited_keeps_the_first_of_each_split(pieces: list[tuple[int, str | None]], most: int) -> None:
     rows, splits = [n for n, _ in pieces], [split for _, split in pieces]
-    kept = limited(rows, splits, most)
+    kept = limited(rows, splits, DataSettings(source="x", most=most))
     for split in set(splits):
         every = [(i, row) for i, n in enumerate(rows) if splits[i] == split for row in range(n)]
         found = [(i, row) for i, n in enumerate(kept) if splits[i] == split for row in range(n)]
         assert found == every[:most]
-    assert limited(rows, splits, None) == rows
+    assert limited(rows, splits, DataSettings(source="x")) == rows
+    bare = limited(rows, splits, DataSettings(source="x", unlabelled="y", most=most).of_unlabelled())
+    assert bare == [0 if split == "test" else n for n, split in zip(kept, splits, strict=True)]
 
 
 # -- real ------------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_tables_that_do_not_fit(put: Put) -> None:
     put("x/metadata.csv", b"name,label\na.png,cat\n")
     assert error() == "x/metadata.csv: has no column file_name (columns: name, label); add it"
     put("x/metadata.csv", b"file_name,label\na.png,cat,dog\n")
-    assert error().startswith("x/metadata.csv: cannot be read as a table (CSV parse error: Expected 2 columns, got 3")
+    assert error().startswith("x/metadata.csv line 2: has 3 cells of 2: cell 3 is in no column; remove it, or name its")
     put("x/metadata.csv", b"file_name,yes\na.png,3\n")
     assert error(attribute_columns="yes") == (
         "x/metadata.csv row 0: yes: is 3, which is no attribute; attributes are 0, 1, or -1 for unknown"

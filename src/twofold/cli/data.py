@@ -101,13 +101,15 @@ def pack(store: Store, args: argparse.Namespace) -> None:
 
 
 def print_store(store: Store) -> None:
-    from ..data.describe import belongings
+    from ..data.describe import belongings, joined
 
+    bare = "" if (second := joined(store)) is None else f"{second['images']:,} of them are those of {second['source']}"
     channels, height, width = store.shape
     facts = {
         "store": store.folder,
         "images": f"{len(store):,}, {channels} x {height} x {width} (channels, height, width)",
         "classes": ", ".join(store.classes) or "none",
+        "unlabelled": bare,
         "with": ", ".join(belongings(store)),
         "licence": store.meta.get("facts", {}).get("licence"),
         "hash": store.content_hash[:16],

@@ -97,6 +97,8 @@ class Annotations:
         allowed, words = KINDS[setting]
         is_one_of_several = setting == "attribute_columns" and len(self.attributes) > 1
         if not any(allows(type) for allows in allowed()) or (is_one_of_several and _is_list(type)):
+            if setting == "attribute_columns":
+                _check_cells(shard, column)
             raise UserError(f"{shard.name}: {column}", f"holds {type}", f"data.{setting} takes {words}")
 
     def _attributes(self, batch: Any, shard: Any, row: int) -> list[tuple[int, ...]]:
@@ -236,6 +238,16 @@ def field_of(record: dict[str, Any], name: str, setting: str, where: str) -> Any
 
 def _no_attribute(where: str, value: Any) -> UserError:
     return UserError(where, f"is {value!r}, which is no attribute", "attributes are 0, 1, or -1 for unknown")
+
+
+def _check_cells(shard: Any, column: str) -> None:
+    """Names the cell that keeps a column from being one of attributes: one `yes` makes all of a CSV's column texts."""
+    row = 0
+    for batch in shard.batches([column]):
+        for cell in batch.column(column).to_pylist():
+            if isinstance(cell, str) and cell.strip() not in ("0", "1", "-1", ""):
+                raise _no_attribute(f"{shard.name} row {row}: {column}", cell)
+            row += 1
 
 
 def _group_text(value: Any) -> str | None:

@@ -53,7 +53,8 @@ class Arrays:
     ) -> None:
         self.name, self.where = name, f"data={settings.source}"
         self._identity, self._classes, self._parts = identity, list(classes), parts
-        self._rows = limited([part.rows for part in parts], [part.split for part in parts], settings.most)
+        self._images_only = settings.images_only
+        self._rows = limited([part.rows for part in parts], [part.split for part in parts], settings)
         refused = [field for field in (*COLUMNS, "group") if field not in allowed]
         refuse(settings, refused, self.where, "has no columns", "only Parquet and hub data have")
 
@@ -77,6 +78,8 @@ class Arrays:
             part = self._parts[i]
             images, labels = part.load(first, last)
             for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True), first):
+                if self._images_only:
+                    label = -1
                 if not -1 <= label < len(self._classes):
                     what = f"its label is {label}, but there are {len(self._classes)} classes"
                     raise UserError(f"{self.where}: {part.name}:{row}", what, "download the file again")

@@ -12,6 +12,7 @@ convention of the Hugging Face image folder). "Same name" means the path below i
 
 from __future__ import annotations
 
+import csv
 import json
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ class Beside:
     def __init__(self, root: Path, settings: DataSettings) -> None:
         self._settings, self._where = settings, f"data={settings.source}"
         self.images_root = images_root(root)
-        kinds = SUFFIXES if self.images_root != root else ()
+        kinds = SUFFIXES if self.images_root != root and not settings.images_only else ()
         self._siblings = {kind: root / kind for kind in kinds if (root / kind).is_dir()}
         self._tables = self._find_tables(root)
         self.folders_are_classes = False  # said by the one who has looked at the folders
@@ -172,7 +173,9 @@ class Beside:
     @cached_property
     def _labels(self) -> Labels | None:
         """The metadata's labels: those of the column that the settings name, or of any if no folder is a class."""
-        if not self._tables or (self.folders_are_classes and self._settings.label_column is None):
+        if not self._tables or self._settings.images_only:
+            return None
+        if self.folders_are_classes and self._settings.label_column is None:
             return None
         column = label_column(self._tables[0].schema, self._settings.label_column, self._tables[0].name)
         return None if column is None else Labels(column, list(self._tables))
@@ -233,6 +236,7 @@ class Metadata(ArrowShard):
     def __init__(self, path: Path, prefix: str, settings: DataSettings) -> None:
         super().__init__(path, str(path), None)
         self._prefix, self._settings = prefix, settings
+        self._wrong_row: UserError | None = None
 
     def files(self) -> list[str]:
         """Paths below the images' folder, a row each."""
@@ -242,6 +246,19 @@ class Metadata(ArrowShard):
         if self._prefix == IMAGES + "/":
             return [name.removeprefix(self._prefix) for name in names]
         return [self._prefix + name for name in names]
+
+    def _ragged(self, row: Any) -> str:
+        """A row of another length than the header: says which cell is too many, or which column has none."""
+        with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
+            names = next(csv.reader(file), [])
+        where, cells = f"{self.name} line {row.number}", f"has {row.actual_columns} cells of {row.expected_columns}"
+        if row.actual_columns < len(names):
+            what = f"{cells}: none is left for column {names[row.actual_columns]!r}"
+            self._wrong_row = UserError(where, what, "an unknown value is an empty cell, with its comma")
+        else:
+            what = f"{cells}: cell {row.expected_columns + 1} is in no column"
+            self._wrong_row = UserError(where, what, "remove it, or name its column in line 1")
+        return "error"
 
     @cached_property
     def _table(self) -> Any:
@@ -255,11 +272,13 @@ class Metadata(ArrowShard):
                 texts = {name: pa.string() for name in ("file_name", s.group, s.mask_column, s.pair_column) if name}
                 # only empty is nothing: a class may be called NA or null
                 options = pa.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
-                table = pa.csv.read_csv(self.path, convert_options=options)
+                reading = pa.csv.ReadOptions(use_threads=False)  # which would not know the number of a row
+                parsing = pa.csv.ParseOptions(invalid_row_handler=self._ragged)
+                table = pa.csv.read_csv(self.path, reading, parsing, options)
             else:
                 table = pa.json.read_json(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from error
+            raise self._wrong_row or self._unreadable(error) from error
         for name in {s.mask_column, s.pair_column} & set(table.schema.names):
             if not (pa.types.is_string(type := table.schema.field(name).type) or pa.types.is_null(type)):
                 raise UserError(f"{self.name}: {name}", f"holds {type}, which is no path", "write paths of images")

@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..settings.data import DataSettings
 from .annotations import COLUMNS, group_of, names_a_path, refuse
-from .items import SPLITS, Item
+from .items import SPLITS, Item, quotas
 from .tables import digest_of
 from .walking import IMAGE_SUFFIXES, scan
 
@@ -81,7 +81,8 @@ class CelebA:
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         group = self.settings.group
-        names, attributes, points = self._names, self._codes, self._points
+        names = self._names
+        attributes, points = (None, None) if self.settings.images_only else (self._codes, self._points)
         for row in self._rows[start:stop].tolist():
             name = names[row]
             whose = None if group is None else self._whose[name] if group == IDENTITY else group_of(name, group)
@@ -91,7 +92,7 @@ class CelebA:
                 -1,
                 SPLITS[self._parts[row]],
                 group=whose,
-                attributes=tuple(attributes[row].tolist()),
+                attributes=None if attributes is None else tuple(attributes[row].tolist()),
                 points=None if points is None else points[row],
             )
 
@@ -115,9 +116,10 @@ class CelebA:
     def _codes(self) -> np.ndarray:
         """int8 (N, A): 1 yes, 0 no."""
         names, _, values = self._table(ATTRIBUTES)
-        if not np.isin(values, (-1, 1)).all():
-            row = int(np.argwhere(~np.isin(values, (-1, 1)))[0][0])
-            raise UserError(f"{self._files[ATTRIBUTES]}: {self._names[row]}", "an attribute is neither 1 nor -1", "")
+        if len(wrong := np.argwhere(~np.isin(values, (-1, 1)))):
+            row, column = wrong[0]
+            where = f"{self._files[ATTRIBUTES]}: {self._names[row]}: {names[column] if names else column}"
+            raise UserError(where, f"is {values[row, column]}, which is neither 1 nor -1", "1 is yes, -1 is no")
         return (values[:, [names.index(name) for name in self._attributes]] > 0).astype(np.int8)
 
     @cached_property
@@ -131,10 +133,8 @@ class CelebA:
     @cached_property
     def _rows(self) -> np.ndarray:
         """The rows that are packed: all, or the first `most` of each part."""
-        parts, most = self._parts, self.settings.most
-        if most is None:
-            return np.arange(len(parts))
-        return np.sort(np.concatenate([np.flatnonzero(parts == part)[:most] for part in range(len(SPLITS))]))
+        parts, left = self._parts, quotas(SPLITS, self.settings)
+        return np.sort(np.concatenate([np.flatnonzero(parts == i)[: left[name]] for i, name in enumerate(SPLITS)]))
 
     @cached_property
     def _points(self) -> np.ndarray | None:
@@ -175,34 +175,41 @@ def find(root: Path, name: str) -> Path | None:
 
 
 def read_list(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """(column names, image names, int32 values (N, columns)) of a list. Raises `UserError` naming the line."""
-    header: list[str] = []
+    """(column names, image names, int32 values (N, columns)) of a list. Raises `UserError` naming line and column."""
+    columns: list[str] = []
     names: list[str] = []
     values = array("i")
+    width = None
     with path.open(encoding="utf-8", errors="replace") as file:  # what is no text is no line of such a list either
         for number, line in enumerate(file, 1):
             fields = line.replace(",", " ").split()
             if not fields:
                 continue
+            where = f"{path} line {number}"
             if not fields[0].lower().endswith(IMAGE_SUFFIXES):
                 if names:
-                    raise UserError(f"{path} line {number}", f"{fields[0]!r} is no image's name", "download it again")
-                header = fields
+                    raise UserError(where, f"{fields[0]!r} is no image's name", "download it again")
+                columns = fields[1:] if fields[0] == "image_id" else fields
                 continue
+            if width is None:
+                width = len(columns) if len(columns) > 1 else len(fields) - 1  # one word is the number of images
             names.append(fields[0])
-            before = len(values)
             try:
                 values.extend(map(int, fields[1:]))
             except (ValueError, OverflowError) as error:
-                raise UserError(
-                    f"{path} line {number}", f"holds no whole numbers ({error})", "download it again"
-                ) from error
-            width = len(values) // len(names)
-            if len(values) - before != width or len(values) % len(names):
-                what = f"has {len(values) - before} values, unlike the lines above"
-                raise UserError(f"{path} line {number}", what, "download it again")
-    columns = header[1:] if header[:1] == ["image_id"] else header
-    table = np.array(values, np.int32).reshape(len(names), -1) if names else np.empty((0, 0), np.int32)
-    if not names or len(columns) not in (0, 1, table.shape[1]):
+                raise UserError(where, f"holds no whole numbers ({error})", "download it again") from error
+            if len(fields) - 1 != width:
+                raise UserError(where, _ragged(len(fields) - 1, columns), "download it again")
+    if not names:
         raise UserError(str(path), "is no list of images and their values", "download it again")
-    return columns, names, table
+    return columns, names, np.array(values, np.int32).reshape(len(names), -1)
+
+
+def _ragged(count: int, columns: list[str]) -> str:
+    """What is wrong with a line of so many values."""
+    if len(columns) < 2:
+        return f"has {count} values, unlike the lines above"
+    told = f"has {count} values for {len(columns)} columns"
+    if count < len(columns):
+        return f"{told}: none is left for {columns[count]}"
+    return f"{told}: value {len(columns) + 1} is in no column"

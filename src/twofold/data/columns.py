@@ -103,6 +103,8 @@ def label_column(schema: Any, wanted: str | None, where: str) -> str | None:
 def existing(schema: Any, wanted: str, setting: str, where: str) -> str:
     if wanted not in schema.names:
         raise UserError(f"data.{setting}={wanted}", f"{where} has no such column", nearest(wanted, schema.names))
+    if (count := schema.names.count(wanted)) > 1:
+        raise UserError(f"data.{setting}={wanted}", f"{where} has {count} columns of this name", "rename or remove one")
     return wanted
 
 

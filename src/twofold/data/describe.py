@@ -22,8 +22,8 @@ def describe(store: Store) -> dict[str, Any]:
 
     images, shape, classes, counts {split: {class: images}} (key "unlabelled" for label -1), mean and std per channel
     with pixels in 0..1, bytes on disk, hash, bad_images, left_out, folder; imbalance, small_classes, attributes
-    {name: {"yes", "no", "unknown"}}, belongings [what else each image has], duplicates, groups: see the functions of
-    these names. Reads every pixel once.
+    {name: {"yes", "no", "unknown"}}, belongings [what else each image has], duplicates, groups, joined: see the
+    functions of these names. Reads every pixel once.
     """
     counts = class_counts(store)
     mean, std = _moments(store)
@@ -39,6 +39,7 @@ def describe(store: Store) -> dict[str, Any]:
         "belongings": belongings(store),
         "duplicates": duplicates(store),
         "groups": groups(store),
+        "joined": joined(store),
         "mean": mean,
         "std": std,
         "bytes": sum(file.stat().st_size for file in store.folder.iterdir()),
@@ -138,6 +139,14 @@ def groups(store: Store) -> dict[str, int] | None:
     }
 
 
+def joined(store: Store) -> dict[str, Any] | None:
+    """source, images: of `data.unlabelled`. held_out: those that follow a validation or test image; None without it."""
+    if "joined" not in store.meta:
+        return None
+    held_out = int((store.codes[store.n_own :] != SPLITS.index("train")).sum())
+    return {**store.meta["joined"], "held_out": held_out}
+
+
 def crossing(store: Store) -> str:
     """One line about what lies in several parts although it belongs together; "" if nothing does."""
     found, own = duplicates(store)["across"], groups(store)
@@ -159,14 +168,23 @@ def ungrouped(store: Store) -> str:
     return f"{count} too few, since each stays whole: no image is left for {' and '.join(empty)}" if empty else ""
 
 
+def following(store: Store) -> str:
+    """One line about images of `data.unlabelled` that are not trained on; "" where there are none."""
+    found = joined(store)
+    if found is None or not found["held_out"]:
+        return ""
+    why = "are the same as images for validation or test, or of their groups: they stay with these"
+    return f"{found['held_out']:,} images of data.unlabelled={found['source']} {why}"
+
+
 def notes(store: Store) -> list[str]:
-    """What whoever relies on the split should know, a line each; see `crossing` and `ungrouped`."""
-    return [line for line in (crossing(store), ungrouped(store)) if line]
+    """What whoever relies on the split should know, a line each; see `crossing`, `ungrouped` and `following`."""
+    return [line for line in (crossing(store), ungrouped(store), following(store)) if line]
 
 
 def unused_columns(store: Store) -> str:
     """One line on the columns of a folder's metadata.csv or .jsonl that no setting names; "" where there are none."""
-    beside = getattr(open_source(store.settings), "beside", None)
+    beside = getattr(open_source(store.settings.model_copy(update={"unlabelled": None})), "beside", None)
     return beside.unused() if isinstance(beside, Beside) else ""
 
 

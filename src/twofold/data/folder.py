@@ -48,7 +48,7 @@ class ImageFolder:
         self.beside.folders_are_classes = bool(self.folder_classes)
         self._folders = self.folders()
         splits = [self.split_of(folder) for folder in self._folders]
-        self._rows = limited(list(self._folders.values()), splits, settings.most)
+        self._rows = limited(list(self._folders.values()), splits, settings)
         self._listed: tuple[tuple[str, ...] | None, list[str]] = (None, [])
 
     def identity(self) -> str:
@@ -94,7 +94,8 @@ class ImageFolder:
         split, base = self.split_of(folder), self.images_root.joinpath(*folder)
         prefix = "".join(part + "/" for part in folder)
         group = self.settings.group if self.settings.group and names_a_path(self.settings.group) else None
-        for name, label in zip(names, self.labels_of(folder, names), strict=True):
+        labels = [-1] * len(names) if self.settings.images_only else self.labels_of(folder, names)
+        for name, label in zip(names, labels, strict=True):
             id = prefix + name
             label, more = self.beside.of(folder, name, label)
             if group is not None:

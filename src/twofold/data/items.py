@@ -7,9 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..settings.data import DataSettings
 from .decode import Encoded
 
 SPLITS = ("train", "validation", "test")
+JOINED = "unlabelled"  # the split of an image of `data.unlabelled`: it joins the training part
+CODES = (*SPLITS, JOINED)  # a source's own splits, as they are stored
 FOLDER_SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 UNLABELLED = ("unlabelled", "unlabeled", "_unlabelled")  # a folder beside class folders that is no class
 FILE_SPLITS = {**FOLDER_SPLITS, "training": "train", "dev": "validation", "testing": "test", "eval": "test"}
@@ -19,7 +22,7 @@ class Item(NamedTuple):
     """One image of a source, with what belongs to it.
 
     id: stable name within the source. encoded: what `decode` takes. label: index into the classes, -1 = none.
-    split: one of `SPLITS`, or None where the source has none of its own. group: whose image it is (person, part,
+    split: one of `CODES`, or None where the source has none of its own. group: whose image it is (person, part,
     patient); images of one group stay on one side of a split. attributes: 0, 1 or -1 (unknown), one for each of
     `facts()["attributes"]`. mask: class index of every pixel, as an image file or as uint8 (H, W); 255 = void.
     points: float32 (P, 2), x and y in pixels of the encoded image, 0 = the middle of the first pixel, NaN = not there.
@@ -86,13 +89,18 @@ def spans(rows: Iterable[int], start: int = 0, stop: int | None = None) -> Itera
         begin += n
 
 
-def limited(rows: Sequence[int], splits: Sequence[str | None], most: int | None) -> list[int]:
-    """How many rows of each piece are kept where every split keeps its first `most` rows."""
-    if most is None:
-        return list(rows)
-    left = dict.fromkeys(splits, most)
+def limited(rows: Sequence[int], splits: Sequence[str | None], settings: DataSettings) -> list[int]:
+    """How many rows of each piece are kept where every split keeps its first `data.most` rows; see `quotas` too."""
+    left = quotas(splits, settings)
     kept = []
     for n, split in zip(rows, splits, strict=True):
-        kept.append(min(n, left[split]))
-        left[split] -= kept[-1]
+        kept.append(n if left[split] is None else min(n, left[split]))
+        left[split] = None if left[split] is None else left[split] - kept[-1]
     return kept
+
+
+def quotas(splits: Iterable[str | None], settings: DataSettings) -> dict[str | None, Any]:
+    """{split: how many of its images are kept, None = all}; where only training images are wanted, none of others."""
+    left = dict.fromkeys(splits, settings.most)
+    others = [split for split in left if split not in ("train", None)]
+    return left | dict.fromkeys(others, 0) if settings.images_only else left

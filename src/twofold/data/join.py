@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..settings.data import DataSettings
 from .decode import RESAMPLING
 from .duplicates import image_hashes
-from .items import SPLITS, Source
+from .items import CODES, JOINED, SPLITS, Source
 from .sources import FORMAT
 from .transform import VOID
 from .writer import BLOCK, UNKNOWN, ArrayFile, counts_differ, sizes_differ
@@ -138,7 +138,7 @@ class Join:
     def _small(self) -> dict[str, np.ndarray]:
         """Writes the small arrays; returns how many images there are of each label and of each split, -1 last."""
         classes = len(self._source.classes())
-        counts = {"labels": np.zeros(classes + 1, np.int64), "splits": np.zeros(len(SPLITS) + 1, np.int64)}
+        counts = {"labels": np.zeros(classes + 1, np.int64), "splits": np.zeros(len(CODES) + 1, np.int64)}
         rows = {name: self._row(name) for name in ("attributes", "points")}
         shapes = {"labels": (), "splits": (), **{name: row for name, row in rows.items() if row is not None}}
         grouped = any("group_lengths" in part.names for part in self._parts)
@@ -180,10 +180,12 @@ class Join:
             "resampling": RESAMPLING if settings.size else None,
             "background": settings.background,
         }
+        joined = int(counts["splits"][CODES.index(JOINED)])
         return {
             "format": FORMAT,
             "name": self._source.name,
             "source": settings.source,
+            **({"joined": {"source": settings.unlabelled, "images": joined}} if settings.unlabelled else {}),
             "images": self._rows,
             "shape": list(shape),
             "classes": self._source.classes(),
@@ -194,11 +196,12 @@ class Join:
             "facts": self._source.facts(),
             "bad_images": self._bad,
             "transform": transform,
-            "content_hash": self._content_hash(shape),
+            "content_hash": self._content_hash(shape, joined),
         }
 
-    def _content_hash(self, shape: tuple[int, ...]) -> str:
+    def _content_hash(self, shape: tuple[int, ...], joined: int) -> str:
         parts = [repr(shape), self._digests["images"], self._digests["labels"]]
+        parts += [f"joined {joined}"] if joined else []
         parts += [f"{name} {self._digests[name]}" for name in HASHED if name in self._digests]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..settings.data import DataSettings
+from ..settings.data import OF_LABELS, DataSettings
 from . import arrays, celeba, imagenet
 from .items import Item, Source
 
@@ -179,5 +179,8 @@ def refuse_unreadable(root: Path, where: str) -> None:
 
 def defaults(named: Named, settings: DataSettings) -> tuple[DataSettings, dict[str, Any]]:
     """The settings with what the hub's columns need, and what that was; what the user has set stays."""
-    given = {name: value for name, value in named.columns.items() if getattr(settings, name) is None}
+    unwanted = OF_LABELS if settings.images_only else ()
+    given = {
+        name: value for name, value in named.columns.items() if getattr(settings, name) is None and name not in unwanted
+    }
     return settings.model_copy(update=given), given

@@ -2,7 +2,7 @@
 
     images.npy       uint8 (N, C, H, W)
     labels.npy       int64 (N,), -1 = none
-    splits.npy       int8 (N,), the source's own splits as indices into SPLITS, -1 where it names none
+    splits.npy       int8 (N,), the source's own splits as indices into CODES, -1 where it names none
     id_offsets.npy   int64 (N + 1,); the id of image i is id_bytes.npy[id_offsets[i] : id_offsets[i + 1]], UTF-8
     hashes.npy       uint64 (N, 2) of each image's pixels
     meta.json        everything else; its presence says that the folder is complete
@@ -151,6 +151,7 @@ class _Packing:
     def _parts(self) -> Parts:
         pixels = {name: getattr(self._settings, name) for name in PIXEL_SETTINGS if name != "on_bad_image"}
         plan = {"source": self._settings.source, "working_folder": os.getcwd(), **pixels}
+        plan |= {"unlabelled": self._settings.unlabelled} if self._settings.unlabelled else {}
         rows = min(PART, max(LEAST_PART, self._total // (SHARES * _workers())))
         return Parts(self._aside, rows, self._total, plan)
 

@@ -22,6 +22,7 @@ from .beside import images_root
 from .decode import RESAMPLING
 from .folder import ImageFolder
 from .items import Source
+from .joined import Joined, as_unlabelled
 from .named import NAMED, WithLicence, defaults, recognised, refuse_unreadable
 from .tables import TableFiles
 from .walking import ARROW_SUFFIX, IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX, scan
@@ -42,15 +43,25 @@ ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_source(settings: DataSettings) -> Source:
-    """The source that `settings.source` names; reads names and sizes, no image.
+    """The source that `settings.source` names, with the images of `settings.unlabelled`; reads no image.
 
     Raises `UserError` where there is nothing of that name or its layout is ambiguous.
     """
+    if settings.unlabelled is None:
+        return _open(settings)
+    with as_unlabelled(settings.unlabelled):
+        second = _open(settings.of_unlabelled())
+    return Joined(_open(settings), second, settings.unlabelled)
+
+
+def _open(settings: DataSettings) -> Source:
+    """One source."""
     found = next((source for opener in OPENERS if (source := opener(settings)) is not None), None)
     if found is None:
         hint = _like(Path(settings.source).expanduser()) or f"valid: {KINDS}"
         raise UserError(f"data={settings.source}", "there is no such file or folder", hint)
-    if settings.streaming and not isinstance(getattr(found, "source", found), hub.Hub):
+    is_hub = isinstance(getattr(found, "source", found), hub.Hub)
+    if settings.streaming and not is_hub and not settings.images_only:
         raise UserError("data.streaming=true", f"{found.where} is on this machine", "only hub data can be streamed")
     return found
 

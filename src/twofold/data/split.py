@@ -3,6 +3,10 @@
 A split that the source names itself is kept. What it lacks is carved out of its training images (out of all images
 where it names none): `validation_share` and `test_share` of every class, rounded up or down.
 
+Images of `data.unlabelled` are for training and change nothing of this: those of `data.source` are split as without
+them. The exception is one that belongs together with a validation or test image (is the same, or of the same group):
+it follows that one, so that nothing of what is held out is trained on.
+
 What belongs together stays on one side. Exact duplicates follow the first of them, which leaves all other images
 where they are without them. Groups (a person, a part, a patient) are dealt whole, large ones first, each to the part
 p where it does least harm to what is wanted of every class c: to the one with the smallest change of
@@ -15,11 +19,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..settings.data import DataSettings
-from .items import SPLITS
+from .items import CODES, JOINED, SPLITS
 from .order import keyed
 
 NONE = -1  # code of an image whose source names no split
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
+BEHIND = CODES.index(JOINED)  # code of an image of `data.unlabelled`
 VERSION = 2  # of the rule below: stored splits of another version are not reused
 
 
@@ -35,11 +40,16 @@ def assign(
     component: np.ndarray | None = None,
     grouped: bool = False,
 ) -> np.ndarray:
-    """Codes (N,) int8 into `SPLITS`. own: (N,) the source's codes, `NONE` everywhere where it names no splits.
+    """Codes (N,) int8 into `SPLITS`. own: (N,) the source's codes, `NONE` everywhere where it names no splits,
+    `BEHIND` at its end for the images of a second one.
 
     component: (N,) the first row of what belongs together with each image; None: every image is on its own.
     grouped: whether the source says so (else they are only duplicates).
     """
+    first = int((own != BEHIND).sum())
+    if first < len(own):
+        codes = assign(own[:first], labels[:first], settings, None if component is None else component[:first], grouped)
+        return np.concatenate([codes, _followers(codes, component, len(own))])
     named = set(np.unique(own).tolist())
     codes = np.where(own == NONE, TRAIN, own).astype(np.int8)
     shares = [
@@ -54,6 +64,15 @@ def assign(
     else:
         codes[rows] = stratify(labels[rows], wanted, settings.split_seed)[together]
     return codes
+
+
+def _followers(codes: np.ndarray, component: np.ndarray | None, n: int) -> np.ndarray:
+    """The parts of the images behind those with these codes: training, or that of what they belong together with."""
+    behind = np.full(n - len(codes), TRAIN, np.int8)
+    if component is not None:
+        follow = component[len(codes) :] < len(codes)
+        behind[follow] = codes[component[len(codes) :][follow]]
+    return behind
 
 
 def _renumbered(component: np.ndarray) -> np.ndarray:

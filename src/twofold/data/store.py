@@ -25,6 +25,7 @@ from ..settings.data import DataSettings
 from .augment import mirror_partners
 from .duplicates import components, image_hashes
 from .items import SPLITS
+from .listed import Listed, attributes_from, lists_attributes
 from .pack import Progress, cache_root, complete, pack
 from .sources import fingerprint, fingerprint_of, open_source
 from .split import assign, split_key
@@ -54,12 +55,13 @@ class Store:
     images: uint8 (N, C, H, W) memory map. all_labels: int64 (N,) memory map, -1 = none; `labels` are those to be used.
     classes: names in label order, may be empty. shape: (C, H, W). content_hash: sha256 hex of shape, pixels, labels and
     what else there is. name: short name of the source. meta: what packing noted, with `bad_images` and `left_out`.
-    folder: where it lies.
+    folder: where it lies. n_own: images of `data.source`; those of `data.unlabelled`, if any, are the rows behind them.
 
-    Memory maps, or None where the source has none of it: attributes int8 (N, A) in 0, 1, -1 = unknown; masks uint8
-    (N, H, W), class indices, 255 = void; points float32 (N, P, 2), x and y in pixels, NaN = not there; pairs uint8
-    (N, C2, H, W); groups int64 (N,), -1 = none. attribute_names, mask_classes, point_names: their names, as far as
-    they are known. flip_pairs: points that a mirror exchanges, None if nobody has said.
+    Memory maps, or None where the source has none of it: all_attributes int8 (N, A) in 0, 1, -1 = unknown (`attributes`
+    are those to be used); masks uint8 (N, H, W), class indices, 255 = void; points float32 (N, P, 2), x and y in
+    pixels, NaN = not there; pairs uint8 (N, C2, H, W); groups int64 (N,), -1 = none. attribute_names, mask_classes,
+    point_names: their names, as far as they are known. flip_pairs: points that a mirror exchanges, None if nobody has
+    said.
 
     Raises `UserError` if files are missing or damaged, and for settings about masks or points that it has not.
     """
@@ -72,7 +74,7 @@ class Store:
             self.all_labels: np.ndarray = self._load("labels")
             self._own: np.ndarray = self._load("splits")
             self._id_offsets, self._id_bytes = self._load("id_offsets"), self._load("id_bytes")
-            self.attributes, self.masks = self._load_if_there("attributes"), self._load_if_there("masks")
+            self.all_attributes, self.masks = self._load_if_there("attributes"), self._load_if_there("masks")
             self.points, self.pairs = self._load_if_there("points"), self._load_if_there("pairs")
             self.groups = self._load_if_there("groups")
         except (OSError, ValueError, EOFError) as error:
@@ -82,12 +84,13 @@ class Store:
         self.name: str = self.meta["name"]
         self.content_hash: str = self.meta["content_hash"]
         facts = self.meta.get("facts", {})
-        self.attribute_names: list[str] = _names(facts.get("attributes"), self.attributes)
+        self.all_attribute_names: list[str] = _names(facts.get("attributes"), self.all_attributes)
         self.point_names: list[str] = _names(facts.get("points"), self.points)
         self.mask_classes: list[str] = facts.get("mask_classes") or []
         self.flip_pairs: list[list[int]] | None = facts.get("flip_pairs")
         n = self.meta["images"]
-        more = (self.attributes, self.masks, self.points, self.pairs, self.groups)
+        self.n_own: int = n - self.meta.get("joined", {}).get("images", 0)
+        more = (self.all_attributes, self.masks, self.points, self.pairs, self.groups)
         rows = (self.all_labels, self._own, *(array for array in more if array is not None))
         if self.images.shape != (n, *self.shape) or any(len(array) != n for array in rows):
             raise self._damaged(f"{len(self.images)} images instead of {n}")
@@ -129,19 +132,40 @@ class Store:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 (N,), -1 = none. `data.labels` and `data.labels_per_class` take away those of other training images."""
-        if self.settings.labels is not None:
+        """int64 (N,), -1 = none. `data.labels` and `data.labels_per_class` take away those of other training images.
+
+        A label file of attributes takes away none of them.
+        """
+        if self.settings.labels is not None and self._listed is None:
             return labels_from(Path(self.settings.labels).expanduser(), self)
         if self.settings.labels_per_class is not None:
             return few_labels(self.all_labels, self.codes, self.settings.labels_per_class, self.settings.labels_seed)
         return self.all_labels
 
     @cached_property
+    def attributes(self) -> np.ndarray | None:
+        """int8 (N, A), 1 yes, 0 no, -1 unknown: those of the data, or as a label file of attributes has them."""
+        return self.all_attributes if self._listed is None else self._listed.values
+
+    @property
+    def attribute_names(self) -> list[str]:
+        return self.all_attribute_names if self._listed is None else self._listed.names
+
+    @cached_property
+    def _listed(self) -> Listed | None:
+        """What the label file says, if it is one of attributes."""
+        path = None if self.settings.labels is None else Path(self.settings.labels).expanduser()
+        return attributes_from(path, self) if path is not None and lists_attributes(path) else None
+
+    @cached_property
     def training_hash(self) -> str:
         """`content_hash`, or another one where a label file, which may be edited, decides what is learned."""
         if self.settings.labels is None:
             return self.content_hash
-        labels = np.ascontiguousarray(self.labels, np.int64).tobytes()
+        if self._listed is None:
+            labels = np.ascontiguousarray(self.labels, np.int64).tobytes()
+        else:
+            labels = json.dumps(self._listed.names).encode() + self._listed.values.tobytes()
         return hashlib.sha256(self.content_hash.encode() + labels).hexdigest()
 
     @cached_property

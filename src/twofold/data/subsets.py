@@ -1,6 +1,6 @@
 """Few labels: which training images have one. The others count as unlabelled; validation and test keep theirs.
 
-A label file says so, in one of two formats:
+A label file says so, in one of two formats (a third one, of attributes, is read in `listed`):
 
     id,class                      twofold's own CSV: columns id, and label (its number) or class (its name)
     photos/ant/7.png,ant
@@ -23,18 +23,23 @@ from ..errors import UserError, nearest
 from .items import SPLITS
 
 
-class Labelled(Protocol):
-    """Of a store, what choosing labels needs: its size, ids, classes, all its labels and its split."""
-
-    all_labels: np.ndarray
-    classes: list[str]
+class Identified(Protocol):
+    """Of a store, what a file about images needs: their split, their ids, and how many are of `data.source`."""
 
     @property
     def codes(self) -> np.ndarray: ...
 
-    def __len__(self) -> int: ...
+    @property
+    def n_own(self) -> int: ...
 
     def id(self, i: int) -> str: ...
+
+
+class Labelled(Identified, Protocol):
+    """Of a store, what choosing labels needs: beside that its classes, and all its labels."""
+
+    all_labels: np.ndarray
+    classes: list[str]
 
 
 def label_subsets(
@@ -115,13 +120,18 @@ def _only(labels: np.ndarray, train: np.ndarray, rows: np.ndarray, values: np.nd
     return out
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def read_text(path: Path) -> str:
+    """The text of a label file."""
     try:
-        text = path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
+        return path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
     except OSError as error:
         raise UserError(f"data.labels={path}", f"cannot be read ({error.strerror})", "give a label file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"data.labels={path}", "is not a text file", "give a label file") from error
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    text = read_text(path)
     if text.partition("\n")[0].strip().split(",")[0].strip() == "id":
         yield from _csv_lines(path, text)
         return
@@ -156,7 +166,7 @@ def _rows_of(path: Path, lines: list[Line], store: Labelled) -> list[int]:
     """The row of each line's image; of several with its name, the only one that is for training."""
     whole = all(line.whole for line in lines)
     rows: dict[str, list[int]] = {line.name: [] for line in lines}
-    for row in range(len(store)):
+    for row in range(store.n_own):
         name = store.id(row)
         name = name if whole else name.rpartition("/")[2]
         if name in rows:

@@ -133,7 +133,7 @@ class Tables:
     def _rows(self) -> list[int]:
         """How many rows of each shard are taken."""
         rows, splits = [shard.rows for shard in self.shards], [shard.split for shard in self.shards]
-        return limited(rows, splits, self.settings.most)
+        return limited(rows, splits, self.settings)
 
     @cached_property
     def _image_column(self) -> str:
@@ -144,6 +144,8 @@ class Tables:
 
     @cached_property
     def _labels(self) -> Labels | None:
+        if self.settings.images_only:
+            return None
         column = label_column(self.shards[0].schema, self.settings.label_column, self.where)
         return None if column is None else Labels(column, self.shards, self._rows if self.settings.most else None)
 

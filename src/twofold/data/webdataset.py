@@ -33,7 +33,7 @@ from ..errors import UserError, nearest
 from ..settings.data import DataSettings
 from .annotations import Belongings, field_of, group_of, key_points, names_a_path, settings_facts, yes_or_no
 from .columns import USUAL_LABELS
-from .items import Item, spans
+from .items import Item, quotas, spans
 from .tables import digest_of, splits_of
 from .tar import damaged, members
 from .walking import IMAGE_SUFFIXES
@@ -144,14 +144,15 @@ class WebDataset:
         """The place and the label of every sample that is taken. The first one with a label says where labels stand."""
         offsets, codes = [], []
         values: dict[Any, int] = {}
-        label, left = self.settings.label_column, dict.fromkeys(self._splits.values(), self.settings.most)
+        label, left = self.settings.label_column, quotas(self._splits.values(), self.settings)
         for tar in self._tars:
             places: list[int] = []
             known: list[int] = []
             for sample, file in islice(tar.samples(), left[tar.split]):
                 places.append(sample.offset)
                 self._image_of(tar, sample)
-                label = label or self._usual_label(tar, sample, file)
+                if not self.settings.images_only:
+                    label = label or self._usual_label(tar, sample, file)
                 value = None if label is None else self._label(tar, sample, file, label)
                 known.append(-1 if value in (None, -1) else values.setdefault(value, len(values)))
             if (n := left[tar.split]) is not None:
@@ -223,6 +224,7 @@ class WebDataset:
         n_points = None if first is None or first.points is None else len(first.points)
         wants_fields = s.attribute_columns or s.points_column or (s.group and not names_a_path(s.group))
         fields = self._fields(tar, sample, file) if wants_fields else {}
+        members = {} if s.images_only else sample.members
         group = attributes = points = mask = pair = None
         if s.group:
             value = None if names_a_path(s.group) else field_of(fields, s.group, "group", f"{where}.json")
@@ -233,14 +235,12 @@ class WebDataset:
         if s.points_column:
             value = field_of(fields, s.points_column, "points_column", f"{where}.json")
             points = key_points(value, n_points, f"{where}.json: {s.points_column}")
-        elif POINTS in sample.members:
-            points = key_points(
-                _parsed(file, sample.members[POINTS], f"{where}.{POINTS}"), n_points, f"{where}.{POINTS}"
-            )
-        if MASK in sample.members:
-            mask = _read(file, sample.members[MASK])
-        if (second := next((m for m in sample.members if m.split(".")[0] == PAIR), None)) is not None:
-            pair = _read(file, sample.members[second])
+        elif POINTS in members:
+            points = key_points(_parsed(file, members[POINTS], f"{where}.{POINTS}"), n_points, f"{where}.{POINTS}")
+        if MASK in members:
+            mask = _read(file, members[MASK])
+        if (second := next((m for m in members if m.split(".")[0] == PAIR), None)) is not None:
+            pair = _read(file, members[second])
         found = Belongings(group, attributes, mask, points, pair)
         for name, member in {"mask": MASK, "points": POINTS, "pair": PAIR}.items():
             if first is not None and (getattr(found, name) is None) != (getattr(first, name) is None):

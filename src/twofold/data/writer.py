@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..settings.data import DataSettings
 from .belongings import Decoded
 from .decode import BadImage, as_channels, is_grey
-from .items import SPLITS, Item, Source
+from .items import CODES, Item, Source
 from .transform import VOID
 
 BLOCK = 1 << 22  # bytes copied at once when images are widened or joined
@@ -190,7 +190,7 @@ class PartWriter:
         rows = self._rows
         out: dict[str, np.ndarray] = {
             "labels": np.array(rows["label"], np.int64),
-            "splits": np.array([SPLITS.index(split) if split else -1 for split in rows["split"]], np.int8),
+            "splits": np.array([CODES.index(split) if split else -1 for split in rows["split"]], np.int8),
             **_texts("id", rows["id"]),
         }
         if any(group is not None for group in rows["group"]):

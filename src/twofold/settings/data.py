@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from .base import Settings
 from .size import Size
+
+OF_LABELS = (  # settings about what an image shows, which `unlabelled` images do not tell
+    *("label_column", "attribute_columns", "mask_column", "mask_classes", "mask_void"),
+    *("points_column", "flip_pairs", "pair_column"),
+)
 
 
 class DataSettings(Settings):
@@ -18,6 +23,9 @@ class DataSettings(Settings):
         min_length=1,
         description="a folder of images, Parquet, Arrow or tar files, a file of these, a short name such as cifar10, "
         "a hub name (org/name[:config]), or digits",
+    )
+    unlabelled: str | None = Field(
+        None, min_length=1, description="a second source: its training images join, without any label; default: none"
     )
     size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree")
     fit: Literal["crop", "stretch", "pad"] = Field("crop", description="how an image of another shape becomes size")
@@ -41,7 +49,9 @@ class DataSettings(Settings):
     validation_share: float = Field(0.1, ge=0, lt=1, description="share held out for validation if the source has none")
     test_share: float = Field(0.2, ge=0, lt=1, description="share held out for the test if the source has none")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of that stratified split")
-    labels: str | None = Field(None, description="label file: training images that it does not list are unlabelled")
+    labels: str | None = Field(
+        None, description="label file, of classes or attributes: training images that it does not list are unlabelled"
+    )
     labels_per_class: int | None = Field(
         None, ge=1, description="so many training images of each class keep their label; default: all"
     )
@@ -52,6 +62,21 @@ class DataSettings(Settings):
         0.0, ge=0, le=1, description="0 trains on images as often as they are, 1 on every class equally often"
     )
     flip: bool = Field(False, description="random horizontal flips in training")
+    _images_only: bool = PrivateAttr(default=False)
+
+    @property
+    def images_only(self) -> bool:
+        """Whether these are the settings of the second source: of it only training images are wanted, and no labels."""
+        return self._images_only
+
+    def of_unlabelled(self) -> DataSettings:
+        """The settings with which `unlabelled` is opened: what is said of pixels and groups, nothing said of labels."""
+        if self.unlabelled is None:
+            raise ValueError("there is no second source")
+        unset = ("unlabelled", "labels", "labels_per_class", *OF_LABELS)
+        second = self.model_copy(update={"source": self.unlabelled, **dict.fromkeys(unset)})
+        second._images_only = True
+        return second
 
     @model_validator(mode="before")
     @classmethod
