@@ -210,6 +210,19 @@ def test_companions_are_found_by_position() -> None:
     assert torch.equal(alone.images, whole.images) and torch.equal(alone.noise, whole.noise)  # type: ignore[arg-type]
 
 
+def test_a_joint_run_sees_what_a_plain_one_sees() -> None:
+    """Of one seed: the same images, noise levels and noise, so that both can be compared in pairs."""
+    store = open_store(settings().data)
+    found, seen = made(), []
+    plain = objective(found.joint, resolve(TrainSettings, [("t", TINY)])[0].objective)
+    for each in (found, plain):
+        batches = Batches(store, store.indices("train"), 5, each.uniforms, True, True, further=each.further)
+        seen.append(batches.make(32, 64))
+    assert torch.equal(seen[0].images, seen[1].images) and torch.equal(seen[0].noise, seen[1].noise)  # type: ignore[arg-type]
+    count = plain.uniforms
+    assert torch.equal(seen[0].uniforms[:, :count], seen[1].uniforms) and seen[0].uniforms.shape[1] > count
+
+
 def test_nobody_labelled() -> None:
     store = open_store(settings().data)
     with pytest.raises(UserError, match="no training image is labelled"):

@@ -113,7 +113,7 @@ class Batches:
     flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
     several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
     labelled_every: every so many positions an image of the labelled ones comes besides, in an order of its own (as
-    `Batch.labelled`); 0: none do.
+    `Batch.labelled`); 0: none do. further: as in `Objective`.
     """
 
     def __init__(
@@ -127,9 +127,10 @@ class Batches:
         belongings: Sequence[str] = (),
         several: bool = False,
         labelled_every: int = 0,
+        further: int = 0,
     ) -> None:
         self.store, self.rows, self.seed = store, rows, seed
-        self.uniforms, self.noise, self.flip = uniforms, noise, flip
+        self.uniforms, self.noise, self.flip, self.further = uniforms, noise, flip, further
         self.belongings, self.several = tuple(belongings), several
         belongings_of(store, rows[:1], self.belongings)
         self._partner = self._mirror_partners() if flip and "points" in belongings else None
@@ -175,9 +176,10 @@ class Batches:
         noise = np.empty((len(rows), *self.store.shape), np.float32) if self.noise else None
         for i in range(len(rows)):
             draws = self._draws(self.seed, start + i, draw)
-            draws.random(out=uniforms[i])
+            draws.random(out=uniforms[i, : self.uniforms - self.further])
             if noise is not None:
                 draws.standard_normal(out=noise[i], dtype=np.float32)
+            draws.random(out=uniforms[i, self.uniforms - self.further :])
         images = self.store.batch(rows)
         more: dict[str, Any] = belongings_of(self.store, rows, self.belongings)
         if self.flip:

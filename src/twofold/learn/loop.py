@@ -163,7 +163,8 @@ class Trainer:
         several = asks_attributes(self.settings, self.store)
         rows, besides = self.store.indices("train"), getattr(self.settings.objective, "labelled_batch", None)
         every = self.loop.batch_size // besides if besides else 0
-        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, several=several, labelled_every=every)
+        own: dict[str, Any] = {"several": several, "labelled_every": every, "further": self.objective.further}
+        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, **own)
 
     def _start(self, state: State | None) -> Iterator[Event]:
         """What a run begins with: the weights of another model, low-rank updates of them."""

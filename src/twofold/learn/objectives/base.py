@@ -13,7 +13,8 @@ class Objective(nn.Module):
 
     network: what is trained. denoiser: the model that can be sampled, None where this objective gives none.
     classifies: whether it names what is in images, so that labels count and there is an accuracy.
-    needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries.
+    needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries. further: how
+    many of them, the last ones, are drawn after its noise, so that what comes before is as it would be without them.
     learns_levels: whether the noise levels of later batches depend on earlier losses: the loop tells it with `observe`,
     and keeps its `memory` in the training state.
     """
@@ -22,6 +23,7 @@ class Objective(nn.Module):
     classifies: bool
     needs_noise: bool
     uniforms: int
+    further: int = 0
     learns_levels: bool = False
 
     def __init__(self) -> None:

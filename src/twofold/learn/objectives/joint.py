@@ -73,7 +73,8 @@ class JointObjective(DenoisingObjective):
         super().__init__(denoiser, settings, seed)
         self.joint, self.asks = denoiser, settings
         self._own = self.uniforms  # the first column of the classifier's uniforms
-        self.uniforms += VARY_DRAWS + MIX_DRAWS
+        self.further = VARY_DRAWS + MIX_DRAWS  # a denoiser of this seed sees the same images, noise and levels
+        self.uniforms += self.further
         self.needs_noise = settings.denoise or settings.reads != "clean"
         self._weight, self._each = 0.0, 0.0
         if not settings.denoise:
