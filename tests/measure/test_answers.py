@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import UserError
-from twofold.measure import acceptance, accuracy, auroc, calibration_error, class_shares, share_interval, top_k
+from twofold.measure import acceptance, accuracy, calibration_error, class_shares, share_interval, top_k
+from twofold.measure.answers import auroc, brier_score, log_loss, reliability
 
 
 def answers(n: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,6 +63,34 @@ def test_equals_scikit_learn_and_torchmetrics(seed: int) -> None:
     assert calibration_error(probabilities, labels) == pytest.approx(theirs.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("classes", [2, 7])
+def test_proper_scores_equal_scikit_learns(classes: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    probabilities, labels = answers(300, classes, 0)
+    scores = probabilities[:, 1] if classes == 2 else probabilities
+    assert brier_score(probabilities, labels) == pytest.approx(metrics.brier_score_loss(labels, scores), abs=1e-12)
+    assert log_loss(probabilities.log(), labels) == pytest.approx(metrics.log_loss(labels, probabilities), abs=1e-12)
+    assert log_loss(probabilities.log() + 5, labels) == pytest.approx(log_loss(probabilities.log(), labels), abs=1e-12)
+
+
+def test_a_sure_mistake_has_a_finite_likelihood() -> None:
+    assert log_loss(torch.tensor([[2000.0, 0.0]]), torch.tensor([1])) == 2000
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(2, 12), st.integers(1, 20), st.integers(0, 999))
+def test_the_bins_are_those_of_the_calibration_error(n: int, classes: int, bins: int, seed: int) -> None:
+    probabilities, labels = answers(n, classes, seed)
+    rows = reliability(probabilities, labels, bins)
+    assert sum(row["answers"] for row in rows) == n
+    gaps = [row["answers"] / n * abs(row["accuracy"] - row["confidence"]) for row in rows]
+    assert sum(gaps) == pytest.approx(calibration_error(probabilities, labels, bins), abs=1e-12)
+    assert sum(row["answers"] / n * row["accuracy"] for row in rows) == pytest.approx(accuracy(probabilities, labels))
+    for row in rows:
+        assert row["low"] - 1e-12 <= row["confidence"] <= row["high"] + 1e-12
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+
+
 def test_constant_scores_earn_nothing() -> None:
     labels = torch.arange(10)
     assert accuracy(torch.ones(10, 10), labels) == 0.1
@@ -104,6 +133,10 @@ def test_interval_is_wilsons() -> None:
         (lambda: top_k(HAND, LABELS, 0), "k=0"),
         (lambda: calibration_error(10 * HAND, LABELS), "do not sum to 1"),
         (lambda: calibration_error(HAND, LABELS, bins=0), "bins=0"),
+        (lambda: reliability(HAND, LABELS, bins=0), "bins=0"),
+        (lambda: reliability(10 * HAND, LABELS), "do not sum to 1"),
+        (lambda: brier_score(10 * HAND, LABELS), "do not sum to 1"),
+        (lambda: log_loss(HAND, LABELS + 1), "label 3 of 3 classes"),
         (lambda: acceptance(HAND - 0.5), "do not sum to 1"),
         (lambda: acceptance(HAND, 90), "threshold=90"),
         (lambda: class_shares(np.array([-1, -1]), 3), "no image is labelled"),

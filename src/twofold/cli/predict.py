@@ -96,8 +96,9 @@ def predict(
 
 def answerer_for(source: str, settings: PredictSettings, device: torch.device, out: Path, quiet: bool) -> Answerer:
     """Whoever answers what was asked for. Raises `UserError` saying what would be needed."""
-    from ..denoiser import Denoiser
+    from ..denoiser import Denoiser, JointDenoiser
     from ..hashing import model_hash
+    from ..recognize.classifier import answering
     from ..run import load, load_probe, newest_probe
 
     model: Any = load_probe(settings.probe, device, settings.draws) if settings.probe else None
@@ -111,11 +112,15 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
         probe = newest_probe(source, Path(), model=model_hash(model))
         if settings.embed:
             return embedding(model, load_probe(probe, device) if probe else None, settings)
-        if probe is None:
+        if isinstance(model, JointDenoiser):
+            model = answering(model)
+            say("by the model's own head", quiet)
+        elif probe is None:
             hint = f"fit one: twofold probe {source}" + (", or use method=zero_shot" if model.classes else "")
             raise UserError(source, "is a denoiser without a probe, so it has no classes to tell apart", hint)
-        model = load_probe(probe, device, settings.draws)
-        say(f"by the probe {probe}, fitted on {model.facts.data}", quiet)
+        else:
+            model = load_probe(probe, device, settings.draws)
+            say(f"by the probe {probe}, fitted on {model.facts.data}", quiet)
     for wrong, name in ((settings.anomaly, "anomaly=true"), (settings.embed, "embed=true")):
         if wrong:
             raise UserError(name, f"{source} holds a classifier", "give the run of a denoiser")
@@ -138,16 +143,12 @@ def level_of(model: Any, sigma: float) -> float:
 
 def classifying(model: Any) -> Answerer:
     """The most probable class, its probability, and those of all classes."""
-    import torch
-
-    from ..generate.sample import evaluating
     from ..measure import probabilities
 
+    columns = attribute_columns if getattr(model, "multi_label", False) else probability_columns
+
     def answer(images: Tensor, ids: list[str]) -> Columns:
-        if getattr(model, "multi_label", False):
-            with evaluating(model), torch.inference_mode():
-                return attribute_columns(model.image_logits(images).double().sigmoid().cpu(), model.class_names)
-        return probability_columns(probabilities(model, images), model.class_names)
+        return columns(probabilities(model, images), list(model.class_names))
 
     facts = getattr(model, "facts", None)
     fitted = {"fit": facts.fit, "background": facts.background} if facts else {}

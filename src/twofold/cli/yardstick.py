@@ -113,13 +113,18 @@ def fewest() -> int:
 
 
 def judge_of(settings: EvaluateSettings, store: Store, device: torch.device) -> Any:
-    """The classifier that the settings name, None if they name none. Raises `UserError` where it cannot judge."""
+    """The classifier that the settings name (a joint model is one), None if they name none. Raises `UserError` where it
+    cannot judge."""
+    from ..recognize.classifier import answering
     from ..run import load
 
     if settings.classifier is None:
         return None
-    classifier = load(settings.classifier, device=device)
-    check_judge(classifier, store, f"classifier={settings.classifier}")
+    where, model = f"classifier={settings.classifier}", load(settings.classifier, device=device)
+    classifier = answering(model) or model
+    check_judge(classifier, store, where)
+    if getattr(classifier, "multi_label", False):
+        raise UserError(where, "answers a question about each attribute by itself", "give one that names one class")
     return classifier
 
 

@@ -47,12 +47,51 @@ def calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> fl
     if bins < 1:
         raise UserError(f"bins={bins}", "no bins", "15 is usual")
     probabilities, labels = _labelled(_probabilities(probabilities), labels)
-    confidence, predicted = probabilities.max(1)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    place = torch.bucketize(confidence, edges[1:-1].contiguous())
-    gap = (predicted == labels).double() - confidence
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, gap)
-    return (sums.abs().sum() / len(gap)).item()
+    confidence, right, place = _binned(probabilities, labels, bins)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return (sums.abs().sum() / len(right)).item()
+
+
+def reliability(probabilities: Array, labels: Array, bins: int = 15) -> list[dict[str, float]]:
+    """The bins of `calibration_error` that hold an answer: {"low", "high", "answers", "confidence", "accuracy",
+    "accuracy_low", "accuracy_high"}, in order of confidence.
+
+    low, high: the bin's edges. confidence, accuracy: means of the answers in it; accuracy_low and accuracy_high are the
+    accuracy's 95 % interval (`share_interval`). Raises `UserError` as `calibration_error` does.
+    """
+    if bins < 1:
+        raise UserError(f"bins={bins}", "no bins", "15 is usual")
+    probabilities, labels = _labelled(_probabilities(probabilities), labels)
+    confidence, right, place = _binned(probabilities, labels, bins)
+    rows = []
+    for number in place.unique().tolist():
+        mine = place == number
+        share, count = right[mine].mean().item(), int(mine.sum())
+        low, high = share_interval(share, count)
+        edges = {"low": number / bins, "high": (number + 1) / bins, "answers": count}
+        means = {"confidence": confidence[mine].mean().item(), "accuracy": share}
+        rows.append(edges | means | {"accuracy_low": low, "accuracy_high": high})
+    return rows
+
+
+def brier_score(probabilities: Array, labels: Array) -> float:
+    """Mean over images of the squared distance between probabilities and the truth (Brier 1950): 0 is best.
+
+    Over all classes, so at most 2; of two classes half of that, as is usual for yes or no. Raises `UserError` as
+    `calibration_error` does.
+    """
+    probabilities, labels = _labelled(_probabilities(probabilities), labels)
+    truth = torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    distance = (probabilities - truth).square().sum(1).mean().item()
+    return distance / 2 if probabilities.shape[1] == 2 else distance
+
+
+def log_loss(logits: Array, labels: Array) -> float:
+    """Mean negative log-likelihood of the labels in nats, of logits, so that a sure mistake stays finite.
+
+    Raises `UserError` as `accuracy` does.
+    """
+    return torch.nn.functional.cross_entropy(*_labelled(logits, labels)).item()
 
 
 def acceptance(probabilities: Array, threshold: float = 0.9) -> float:
@@ -106,6 +145,14 @@ def share_interval(share: float, n: int, confidence: float = 0.95) -> tuple[floa
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def _binned(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(n,) each: confidence, 1 where it is right, and which of the bins (its upper edge belongs to it)."""
+    confidence, predicted = probabilities.max(1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges[1:-1].contiguous())
+    return confidence, (predicted == labels).double(), place
 
 
 def _scores(scores: Array) -> Tensor:

@@ -175,18 +175,26 @@ def embed(encoder: Encoder, images: Tensor, batch: int = 512, share: bool = Fals
 
 
 def probabilities(classifier: Classifier, images: Tensor, batch: int = 512) -> Tensor:
-    """What a classifier makes of clean images: uint8 (N, C, H, W) -> (N, K) float64 on the CPU, rows sum to 1.
+    """What a classifier makes of clean images: uint8 (N, C, H, W) -> (N, K) float64 on the CPU. Rows sum to 1, but of
+    a classifier that is `multi_label` each is the probability of a yes by itself.
 
     Raises `UserError` unless images is a non-empty uint8 tensor (N, C, H, W).
     """
+    found = image_logits(classifier, images, batch)
+    return found.sigmoid() if getattr(classifier, "multi_label", False) else found.softmax(1)
+
+
+def image_logits(classifier: Classifier, images: Tensor, batch: int = 512) -> Tensor:
+    """The logits that `probabilities` are made of: (N, K) float64 on the CPU. Raises `UserError` as it does."""
     check_images(images)
     by_pixels = getattr(classifier, "image_logits", None)  # of those that see more in an image than its x0
+    codec = getattr(classifier, "codec", None) or PixelCodec()
     with _evaluating(classifier) as device:
         parts = [
-            by_pixels(part) if by_pixels else classifier.logits(PixelCodec().encode(part.to(device)), 0.0)
+            by_pixels(part) if by_pixels else classifier.logits(codec.encode(part.to(device)), 0.0)
             for part in images.split(batch)
         ]
-    return torch.cat([part.cpu().double().softmax(1) for part in parts])
+    return torch.cat([part.cpu().double() for part in parts])
 
 
 def check_images(images: Tensor, where: str = "images") -> None:

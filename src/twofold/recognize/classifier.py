@@ -1,4 +1,4 @@
-"""A network that names what is in an image, clean or noisy: an implementation of the `Classifier` contract.
+"""Networks that name what is in an image, clean or noisy: implementations of the `Classifier` contract.
 
 logits(x, sigma) = F(c_in x, c_noise)        x = x0 + sigma * noise, coefficients of the noise family
 """
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import PixelCodec
-from ..generate.sample import place
+from ..denoiser import Denoiser, JointDenoiser
+from ..generate.sample import image_shape, place
 from ..noise import Family, add, as_sigma, expand
 from ..taps import Layer
 from .views import image_noise
@@ -71,10 +72,7 @@ class NetworkClassifier(nn.Module):
 
     def image_logits(self, images: Tensor) -> Tensor:
         """(B, K) for uint8 images (B, C, H, W), at the level `sigma`, with noise that belongs to their pixels."""
-        x0 = self.codec.encode(images.to(place(self)[0]))
-        if self.sigma == 0:
-            return self.logits(x0, 0.0)
-        return self.logits(add(x0, image_noise(images, self.shape).to(x0.device), self.sigma), self.sigma)
+        return _image_logits(self, images, self.sigma)
 
     def _named(self, sigma: Tensor) -> Tensor:
         """sigma as the network is told it: 0 becomes the smallest level there is."""
@@ -86,3 +84,47 @@ class NetworkClassifier(nn.Module):
         c_in = family.coefficients(torch.where(sigma == 0, torch.finfo(torch.float64).tiny, sigma)).c_in
         c_noise = family.coefficients(self._named(sigma)).c_noise
         return expand(c_in, x) * x, c_noise.to(device=x.device, dtype=x.dtype, non_blocking=True).expand(len(x))
+
+
+class JointClassifier(nn.Module):
+    """The classifier that a joint denoiser is: what `NetworkClassifier` is to images, by the denoiser's own head.
+
+    shape: (C, H, W) of images, which of a latent model is not that of x0. sigma: the level it is asked at, which may be
+    set. layers: those that run for an answer, in order of execution.
+    """
+
+    def __init__(self, joint: JointDenoiser) -> None:
+        super().__init__()
+        self.joint = joint
+        self.class_names = list(joint.class_names)
+        self.shape = image_shape(joint)
+        self.sigma_range: tuple[float, float] | None = joint.sigma_range
+        self.sigma = float(joint.sigma)
+        self.multi_label = joint.multi_label
+        self.codec = joint.codec
+        names = list(joint.layers)
+        last = names.index("mid") + 1 if "mid" in names else len(names)
+        self.layers: Mapping[str, Layer] = {name: joint.layers[name] for name in names[:last]}
+
+    def logits(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """(B, K) for x at sigma, () or (B,). Raises `UserError` for a sigma > 0 outside the denoiser's range."""
+        return self.joint.logits(x, sigma)
+
+    def image_logits(self, images: Tensor) -> Tensor:
+        """(B, K) for uint8 images (B, C, H, W), at the level `sigma`, with noise that belongs to their pixels."""
+        return _image_logits(self, images, self.sigma)
+
+
+def answering(model: nn.Module) -> nn.Module | None:
+    """The classifier that a model is by itself: itself, or a joint denoiser's head; None for other denoisers."""
+    if isinstance(model, JointDenoiser):
+        return JointClassifier(model)
+    return None if isinstance(model, Denoiser) else model
+
+
+def _image_logits(classifier: NetworkClassifier | JointClassifier, images: Tensor, sigma: float) -> Tensor:
+    x0 = classifier.codec.encode(images.to(place(classifier)[0]))
+    if sigma == 0:
+        return classifier.logits(x0, 0.0)
+    noise = image_noise(images, tuple(x0.shape[1:])).to(x0.device)
+    return classifier.logits(add(x0, noise, sigma), sigma)

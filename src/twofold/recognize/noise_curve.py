@@ -18,7 +18,8 @@ from ..codec import PixelCodec
 from ..denoiser import Classifier
 from ..errors import UserError
 from ..generate.sample import evaluating, place
-from ..measure.answers import accuracy, share_interval
+from ..measure.answers import share_interval
+from ..measure.per_class import share_right
 from ..noise import add
 from .denoising_error import ImageNoise, noise_of_images
 
@@ -57,9 +58,11 @@ def accuracy_against_noise(
 ) -> list[dict[str, Any]]:
     """One row per noise level: {"sigma", "accuracy", "low", "high", "images", "draws"}.
 
-    images: uint8 (N, C, H, W). labels: (N,) int64, -1 = left out. sigmas: in units of x0; default: `levels_of`.
-    draws: of noise per image, the same ones at every level; the accuracy is their mean. low, high: its 95 % interval
-    over images (Wilson 1927), as if every image were seen once, so with several draws it is a little wide.
+    images: uint8 (N, C, H, W). labels: (N,) int64, -1 = left out; of a classifier of attributes (N, K) in 0, 1, -1 =
+    unknown, whose accuracy is the mean over images of their share of right answers. sigmas: in units of x0; default:
+    `levels_of`. draws: of noise per image, the same ones at every level; the accuracy is their mean. low, high: its
+    95 % interval over images (Wilson 1927; for attributes, by the spread of images), as if every image were seen once,
+    so with several draws it is a little wide.
     noise: (images, draw) -> (B, *shape); default: noise that belongs to the image's pixels.
 
     Raises `UserError` before any computation for levels that the classifier does not know and for labels or images
@@ -72,12 +75,14 @@ def accuracy_against_noise(
     rows = []
     with evaluating(classifier), torch.inference_mode():
         for number, sigma in enumerate(levels):
-            right = [
-                accuracy(_logits(classifier, images, sigma, draw, noise, micro_batch), labels)
-                for draw in range(draws if sigma else 1)
-            ]
-            share = float(np.mean(right))
-            low, high = share_interval(share, len(images))
+            right = torch.stack(
+                [
+                    share_right(_logits(classifier, images, sigma, draw, noise, micro_batch), labels)
+                    for draw in range(draws if sigma else 1)
+                ]
+            )
+            share = float(np.mean(right.mean(1).tolist()))
+            low, high = share_interval(share, len(images)) if labels.ndim == 1 else _spread_interval(right[0], share)
             counts = {"images": len(images), "draws": len(right)}
             rows.append({"sigma": sigma, "accuracy": share, "low": low, "high": high, **counts})
             if progress:
@@ -86,14 +91,21 @@ def accuracy_against_noise(
 
 
 def _labelled(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images that have a label, and their labels."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+    """The images of which something is known, and their labels."""
+    fits = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
+    if images.dtype != torch.uint8 or images.ndim != 4 or not fits:
         what = f"{images.dtype} of shape {tuple(images.shape)} with labels {tuple(labels.shape)}"
-        raise UserError("images", what, "expected uint8 (N, C, H, W) and one label each")
-    known = labels != -1
+        raise UserError("images", what, "expected uint8 (N, C, H, W) and one label, or one row of attributes, each")
+    known = (labels != -1).flatten(1).any(1) if labels.ndim == 2 else labels != -1
     if not bool(known.any()):
         raise UserError("labels", "no image is labelled", "-1 means unlabelled")
     return images[known], labels[known]
+
+
+def _spread_interval(shares: Tensor, mean: float) -> tuple[float, float]:
+    """95 % interval of a mean of shares of images, within 0 to 1."""
+    half = 1.96 * (float(shares.std()) / len(shares) ** 0.5 if len(shares) > 1 else 1.0)
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _logits(

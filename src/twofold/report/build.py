@@ -42,7 +42,8 @@ def report_run(
     """Writes RUN/report.html and returns its path.
 
     images, labels: generated images uint8 (N, C, H, W) and the classes asked for; default: the newest preview.
-    found: an evaluation of them. frechet_target: see `verdict`. command: what reproduces the page.
+    found: an evaluation of them, with "answers" and "ood" where there are any. frechet_target: see `verdict`.
+    command: what reproduces the page.
     """
     previews = load_previews(run)
     if images is None and previews:
@@ -65,6 +66,7 @@ def report_run(
         trajectory=None if denoiser is None else denoising(denoiser),
         classes=found.get("classes", {}),
         recognition=newest_finding(run),
+        answers={**found.get("answers", {}), **({"ood": found["ood"]} if found.get("ood") else {})},
         neighbours=None if images is None else neighbours(images, store),
         metrics=found.get("metrics", {}),
         metrics_note=found.get("note", ""),

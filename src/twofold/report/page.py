@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files import atomic_bytes
 from ..measure.quality import meaning
-from . import recognition
+from . import answers, recognition
 from .figures import class_bars, loss_curve
 from .grids import WIDTH, as_tiles, image_grid, neighbour_grid, short_count, time_grid, trajectory_grid
 from .template import CAPTIONS, CSS, PAGE
@@ -89,7 +89,8 @@ class Report:
 
     Images are uint8 (N, C, H, W), NumPy or torch on the CPU; the page shows as many as fit.
     real_caption: which real images they are, where that is known.
-    recognition: what a probe found, as its result.json holds it.
+    recognition: what a probe found, as its result.json holds it. answers: what an evaluation says of the model's own,
+    with "ood" where images of another kind were compared.
     log: rows of log.jsonl. over_time: (images seen, samples of the same seeds). sample_classes: the class asked for in
     each sample, by name. classes and metrics: as `measure.quality.quality` returns them. meanings: sentences for
     metrics of your own. settings: YAML. command: what reproduces the run. data, machine, versions: names and values.
@@ -109,6 +110,7 @@ class Report:
     classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     neighbours: Neighbours | None = None
     recognition: Mapping[str, Any] | None = None
+    answers: Mapping[str, Any] | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metrics_note: str = ""
     meanings: Mapping[str, str] = field(default_factory=dict)
@@ -161,6 +163,8 @@ def draw(content: Report) -> dict[str, bytes]:
         )
     if content.recognition is not None:
         pictures |= recognition.pictures(content.recognition)
+    if content.answers:
+        pictures |= answers.pictures(content.answers)
     return {name: png for name, png in pictures.items() if png is not None}
 
 
@@ -188,6 +192,7 @@ def render(content: Report, pictures: Mapping[str, bytes]) -> str:
         metric_columns=[c for c in COLUMNS.items() if any(c[0] in row["cells"] for row in rows)],
         metric_note=content.metrics_note,
         recognition=None if content.recognition is None else recognition.table(content.recognition),
+        answers=answers.table(content.answers) if content.answers else None,
         machine=machine,
     )
 
@@ -207,6 +212,7 @@ def _sections(content: Report, pictures: Mapping[str, bytes], strips: Mapping[st
         "classes": ("Per class", content.classes or strips),
         "neighbours": ("Nearest training images", "neighbours" in pictures),
         "recognition": ("Recognition", content.recognition),
+        "answers": ("Answers" if content.answers and "metrics" in content.answers else "Other images", content.answers),
         "metrics": ("All metrics", content.metrics),
         "settings": ("Settings", content.settings),
         "reproduce": ("How to reproduce", content.command),
@@ -318,5 +324,8 @@ ALT = {
     "features": lambda content: "Heat map of accuracy: a row for every layer, a column for every noise level",
     "labels": lambda content: "Accuracy over labelled images of each class, as in the table below",
     "training": lambda content: "Probe accuracy and other measures over training",
+    "reliability": lambda content: "Share of right answers over confidence, and how many answers are that sure",
+    "against_noise": lambda content: "Accuracy over the noise level of the images",
+    "strangeness": lambda content: "Histograms of scores, of its own and of other images; AUROCs as in the table",
     "neighbours": lambda content: "Pairs of a generated image and its nearest training image",
 }

@@ -81,6 +81,12 @@ CAPTIONS = {
     "intervals over random choices of them. Layer and noise level are chosen on validation images.",
     "training": "The best classifier on the features, the samples, and the features' geometry, at several moments of "
     "training. The large points mark the best accuracy and the lowest value of the others.",
+    "reliability": "How often answers are right, by how sure the model is of them, with 95 % intervals; on the dashed "
+    "line confidence is what it says, below it the model is too sure. Bars: how many answers are that sure.",
+    "against_noise": "Accuracy on held-out images to which noise was added, which the model is told of; band: 95 % "
+    "interval.",
+    "strangeness": "How strange held-out images of its own kind and images of another kind are to the model, by "
+    "several scores. The less the two overlap, the better it can tell them apart.",
     "neighbours": "Upper image of each pair: generated. Lower: the training image nearest to it, and their distance. "
     "Pairs that are alike in every detail would mean copying.",
 }
@@ -225,6 +231,57 @@ Uniformity: the lower, the more evenly images are spread over the sphere.</p>
 {% endfor %}</ul>
 {% endif %}
 {% for line in recognition.notes %}<p class="soft">{{ line }}</p>
+{% endfor %}
+</section>
+{% endif %}
+{% if "answers" in sections %}
+<section aria-labelledby="answers">
+<h2 id="answers">{{ sections.answers }}</h2>
+{% if answers.summary %}<p>{{ answers.summary }}</p>{% endif %}
+{% if answers.rows %}
+<table>
+<thead><tr><th scope="col">Metric</th><th scope="col">Value</th><th scope="col">What it says</th></tr></thead>
+<tbody>
+{% for row in answers.rows %}<tr><th scope="row">{{ row.title }}</th>
+<td class="number" data-label="Value"><span>{{ row.value }}</span>
+{%- if row.interval %}<small>{{ row.interval }}</small>{% endif %}</td>
+<td class="soft">{{ row.meaning }}</td></tr>
+{% endfor %}</tbody>
+</table>
+{% endif %}
+<div class="pair">
+{% for name in ("reliability", "against_noise") if images[name] %}{{ figure(name, "chart") }}
+{% endfor %}</div>
+{% if answers.classes %}
+<table>
+<thead><tr><th scope="col">{{ answers.kind }}</th>
+{% for title in answers.columns %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in answers.classes %}<tr><th scope="row">{{ row.name }}</th>
+{% for title in answers.columns %}<td class="number" data-label="{{ title }}">{{ row.cells[loop.index0] }}</td>
+{% endfor %}</tr>
+{% endfor %}</tbody>
+</table>
+{% if answers.left_out %}<p class="soft">The least known are shown; {{ answers.left_out }} more are known better.</p>
+{% endif %}
+{% endif %}
+{% if answers.scores %}
+<h3>Images of another kind</h3>
+<table>
+<thead><tr><th scope="col">Score</th><th scope="col">AUROC</th><th scope="col">95 % interval</th>
+<th scope="col">FPR at 95 %</th><th scope="col">AUPR</th></tr></thead>
+<tbody>
+{% for row in answers.scores %}<tr><th scope="row">{{ row.title }}</th>
+<td class="number" data-label="AUROC">{{ row.auroc }}</td>
+<td class="number" data-label="95 % interval">{{ row.interval }}</td>
+<td class="number" data-label="FPR at 95 %">{{ row.fpr95 }}</td>
+<td class="number" data-label="AUPR">{{ row.aupr }}</td></tr>
+{% endfor %}</tbody>
+</table>
+<p class="soft">{{ answers.scores_note }}</p>
+{{ figure("strangeness", "chart") }}
+{% endif %}
+{% for line in answers.notes %}<p class="soft">{{ line }}</p>
 {% endfor %}
 </section>
 {% endif %}
