@@ -112,3 +112,30 @@ def test_families_without_a_table_are_refused() -> None:
     for settings in (EDMNoise(), VPNoise(table="continuous")):
         with pytest.raises(UserError, match="table"):
             reverse.table_family(family(settings))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.3, 0.2), (-1.0, 0.01), (0.9, 2.0), (0.0, 0.004)])
+def test_levels_far_out_cost_what_they_cost(mean: float, std: float) -> None:
+    """Against SciPy in log space, where a probability itself would be 0."""
+    levels = torch.arange(256, dtype=torch.float64) * reverse.LEVEL - 1
+    guess = torch.tensor([mean, std], dtype=torch.float64)
+    ours = reverse.log_level_probability(levels, *guess, least=0).numpy()
+    low, high = (levels.numpy() - reverse.LEVEL / 2 - mean) / std, (levels.numpy() + reverse.LEVEL / 2 - mean) / std
+    low[0], high[-1] = -np.inf, np.inf
+    far, near = np.where(low > 0, -low, high), np.where(low > 0, -high, low)
+    expected = norm.logcdf(far) + np.log1p(-np.exp(norm.logcdf(near) - norm.logcdf(far)))
+    assert np.allclose(ours, expected, rtol=1e-9)
+    assert abs(np.exp(ours).sum() - 1) < 1e-9
+    with_floor = reverse.log_level_probability(levels, *guess).numpy()
+    assert np.allclose(with_floor, np.maximum(ours, math.log(reverse.SURE)), rtol=1e-7)
+
+
+def test_a_bound_rounds_nothing_up() -> None:
+    vp = family(VPNoise())
+    x0 = torch.zeros(1, 1, 1, 1, dtype=torch.float64) - 1 + 100 * reverse.LEVEL
+    step, far = reverse.table_step(vp, vp.sigma(torch.tensor([0]))), torch.full_like(x0, 0.5)
+    v = torch.zeros_like(x0)
+    in_a_loss, in_a_bound = (reverse.step_bits(step, x0, far, v, least) for least in (reverse.SURE, 0.0))
+    assert float(in_a_loss) == pytest.approx(-math.log2(reverse.SURE))
+    edge = (0.5 - reverse.LEVEL / 2) / float(step.low.sqrt())
+    assert float(in_a_bound) == pytest.approx(-norm.logsf(edge) / math.log(2), rel=1e-6)

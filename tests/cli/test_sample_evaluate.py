@@ -57,10 +57,10 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever samples fails: for mistakes that must be told before."""
     import twofold.generate
 
-    def sample(*arguments: Any, **more: Any) -> None:
+    def draw(*arguments: Any, **more: Any) -> None:
         raise RuntimeError("sampled")
 
-    monkeypatch.setattr(twofold.generate, "sample", sample)
+    monkeypatch.setattr(twofold.generate, "draw", draw)
 
 
 def diffusers_folder(path: Path, seed: int) -> Path:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from twofold.denoiser import NetworkDenoiser
+from twofold.denoiser import JointDenoiser, NetworkDenoiser, State
 from twofold.networks.unet import UNet
 from twofold.noise import family
 from twofold.oracle import MixtureDenoiser
 from twofold.settings.network import UNetSettings
 from twofold.settings.noise import EDMNoise, FlowNoise, VPNoise
 
+JointUNets = Callable[..., JointDenoiser]
 NOISE = {"edm": EDMNoise(), "vp": VPNoise(), "flow": FlowNoise()}
 
 
@@ -38,5 +40,37 @@ def unet() -> Callable[[str, int], NetworkDenoiser]:
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         return NetworkDenoiser(network, family(NOISE[noise]), (3, 8, 8), classes)
+
+    return make
+
+
+class HeadedUNet(UNet):
+    """A U-Net whose head is linear in the means of all maps and of their squares."""
+
+    def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(settings, shape)
+        taps = [layer for name, layer in self.layers.items() if name.startswith("enc") or name == "mid"]
+        self.answers = nn.Linear(2 * sum(layer.channels for layer in taps), classes)
+
+    def read(self, state: State) -> Tensor:
+        means = [h.mean((2, 3)) for tap in state.taps.values() for h in (tap, tap.square())]
+        return self.answers(torch.cat(means, 1))
+
+
+@pytest.fixture(scope="session")
+def joint_unet() -> JointUNets:
+    """A small joint model without conditions, 3 x 8 x 8, of a noise family, that knows three classes or attributes."""
+
+    def make(
+        noise: str = "edm", multi_label: bool = False, names: tuple[str, ...] = ("cat", "dog", "eel")
+    ) -> JointDenoiser:
+        torch.manual_seed(0)
+        settings = UNetSettings(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), norm_groups=8)
+        network = HeadedUNet(settings, (3, 8, 8), len(names))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        about = {"class_names": names, "multi_label": multi_label}
+        return JointDenoiser(network, family(NOISE[noise]), (3, 8, 8), **about).requires_grad_(False).eval()
 
     return make

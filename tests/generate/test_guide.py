@@ -236,7 +236,7 @@ def test_mistakes_are_told_before_anything_is_computed() -> None:
         (free, {"guide": clean, "label": 0}, "guide: it does not judge noisy images .*; give a classifier that was"),
         (free, {"guide": Deaf(), "label": 0}, "guide: its answers have no gradient; give a network"),
         (free, {"guide": oracle, "label": 0}, "guide: is no classifier"),
-        (free, {"guide": "runs/a", "label": 0}, "guide: is no classifier"),
+        (free, {"guide": "runs/a", "label": 0}, "guide=runs/a: is no kind of guide; valid: labels, repres"),
         (free, {"guide": Linear(3, (1, 8, 8)), "label": 0}, "guide: is a classifier of 1 x 8 x 8, the model makes 1 x"),
         (free, {"guide": exact, "label": 3}, r"label=3: no such class; labels are 0\.\.2"),
         (free, {"guide": exact}, "guide_scale=1: there is no label to guide towards; give label="),
@@ -248,7 +248,7 @@ def test_mistakes_are_told_before_anything_is_computed() -> None:
             r"guide_interval=\(2.0, 1.0\): not an interval",
         ),
         (free, {"guide": exact, "label": 0, "guidance": 2.0}, "guidance=2: this model is unconditional; use guide_"),
-        (free, {"guide_scale": 2.0}, "guide_scale, guide_interval: there is no guide; give the classifier"),
+        (free, {"guide_scale": 2.0}, "guide_scale, guide_interval: there is no guide; give who guides: guide=repr"),
         (oracle, {"guide": Linear(2), "label": 0}, "guide: knows 2 classes, the model 3"),
     ):
         with pytest.raises(UserError, match=what):

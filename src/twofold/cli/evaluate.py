@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..settings.evaluate import EvaluateSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
-from .answered import judge
+from .answered import judge, number, print_answers
 from .compared import check_reference, compare, compare_to_file, save_statistics
 from .generated import Generated, check_request, draw_samples, pixels_hash, read_images
+from .likelihood import OF_LIKELIHOOD, measure_likelihood, prepare_likelihood, print_likelihood
+from .ood import Beside, prepare_beside, print_told_apart
 from .show import Progress, say
 from .yardstick import check_images, judge_of, named, prepare
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from ..settings.data import DataSettings
 
 OPTIONS = ("--out", "--device", "--quiet")
+OF_GUIDE = ("guide", "guide_scale", "guide_interval")
 # settings that mean nothing: where no samples are drawn; besides, where the answers of a classifier are measured
-OF_SAMPLING = ("n", "seed", "sampler", "steps", "guidance", "precision", "micro_batch")
+OF_SAMPLING = ("n", "seed", "sampler", "steps", "guidance", *OF_GUIDE, "precision", "micro_batch")
+OF_ANSWERS = ("noise_levels", "noise_draws", "ood", "ood_images", *OF_LIKELIHOOD)  # of models alone
 OF_IMAGES = ("encoder", "weights", "metrics", "reference", "save_statistics", "classifier")
 
 
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(EvaluateSettings, [("command line", parse_assignments(args.assignments))])
     out = Path(args.out) if args.out else None
     check_places(settings, out)
+    if settings.ood is None:
+        refuse_given(settings, ["ood_images"], "no images of another kind are named")
     if args.source is None:
         return write_reference(settings, args.device, args.quiet)
     found, page = evaluate(args.source, settings, args.device, args.quiet, out)
@@ -64,7 +70,7 @@ def write_reference(settings: EvaluateSettings, device: str | None, quiet: bool)
         raise UserError(
             f"reference={settings.reference}", "there is nothing to compare with it", "name a run or images"
         )
-    refuse_given(settings, (*OF_SAMPLING, "at"), "only the statistics of real images are written")
+    refuse_given(settings, (*OF_SAMPLING, *OF_ANSWERS, "at"), "only the statistics of real images are written")
     say("loading torch ...", quiet)
     from ..learn.training import make_accelerator
 
@@ -106,10 +112,10 @@ def evaluate(
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("loading the model and the data ...", quiet)
-    from ..denoiser import Denoiser
+    from ..denoiser import Denoiser, JointDenoiser
     from ..hashing import weights_hash
     from ..learn.training import make_accelerator
-    from ..run import Run, load
+    from ..run import load
     from ..run.load import is_model
 
     path, accelerator = Path(source), make_accelerator(device)
@@ -119,27 +125,66 @@ def evaluate(
     is_images = (path.is_dir() and not is_model(path)) or (path.suffix == ".npz" and path.is_file())
     if is_images:
         refuse_given(settings, (*OF_SAMPLING, "at"), f"{source} holds images that are made already")
-    model = None if is_images else load(source, settings.at, place)
-    if settings.noise_levels and (model is None or isinstance(model, Denoiser)):
+        refuse_given(settings, OF_ANSWERS, f"{source} holds images, and no model that could answer")
+    model: Any = None if is_images else load(source, settings.at, place)
+    if settings.noise_levels and isinstance(model, Denoiser) and not isinstance(model, JointDenoiser):
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
-    given, store = None, None
+    given, store, beside = None, None, None
+    counted = prepare_likelihood(source, model, settings, lambda: packed(data_of(path, settings), quiet))
     if model is not None and not isinstance(model, Denoiser):
         what = f"{source} is a classifier: its answers are measured, no images"
         refuse_given(settings, (*OF_SAMPLING, *OF_IMAGES), what)
-        found = judge(model, packed(data_of(path, settings), quiet), settings, quiet) if first else None
+        store = packed(data_of(path, settings), quiet)
+        beside = prepare_beside(model, store, settings, quiet)
+        found = judge(model, store, settings, quiet) if first else None
     else:
+        beside = beside_images(path, model, settings, quiet)
         given, store, found = against(path, model, settings, place, quiet)
+    bits = measure_likelihood(model, counted, settings, quiet) if counted else {}
     if found is None:
         return {}, None
+    found |= bits
+    if beside is not None:
+        beside.add_to(found, settings, quiet)
     name = weights_hash(model) if model is not None else pixels_hash(given)
     found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
     keep(found, path, (out or home_of(path) / "evaluations") / f"{settings_hash(settings)}-{name[:8]}", quiet)
-    page = None
-    if given is not None and store is not None and isinstance(model, Denoiser) and (path / "settings.yaml").is_file():
-        from ..report.build import report_run
+    if model is None or store is None or not (path / "settings.yaml").is_file():
+        return found, None
+    return found, page_of(path, store, model, given, found, frechet_target, command)
 
-        page = report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
-    return found, page
+
+def page_of(
+    path: Path,
+    store: Store,
+    model: Any,
+    given: Generated | None,
+    found: dict[str, Any],
+    frechet_target: float | None,
+    command: str,
+) -> Path:
+    """The page of the run, made anew with what was found; of a classifier it shows answers and no images."""
+    from ..report.build import report_run
+    from ..run import Run
+
+    if given is None:
+        return report_run(Run.open(path), store, None, found={"answers": found, "ood": found.get("ood")})
+    return report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
+
+
+def beside_images(path: Path, model: Any, settings: EvaluateSettings, quiet: bool) -> Beside | None:
+    """What a denoiser is asked for besides its images, checked; None for a folder of images, or if it is nothing."""
+    from ..denoiser import JointDenoiser
+
+    if model is None or not (settings.ood or isinstance(model, JointDenoiser)):
+        return None
+    store = None
+    try:
+        store = packed(data_of(path, settings), quiet)
+    except UserError:  # `against` says so where the images need data too
+        if settings.ood is not None:
+            raise
+    return prepare_beside(model, store, settings, quiet)
 
 
 def check_places(settings: EvaluateSettings, out: Path | None) -> None:
@@ -194,15 +239,24 @@ def against(
 
 
 def keep(found: dict[str, Any], path: Path, base: Path, quiet: bool) -> None:
-    """Writes <base>.json, and the curve of a classifier's accuracy against noise as <base>.png."""
+    """Writes <base>.json, a classifier's accuracy against noise as <base>.png, how far its confidence is right as
+    <base>-reliability.png, and how other kinds of images are told apart as <base>-ood.png."""
     from ..files import atomic_bytes, atomic_json
+    from ..report.answers import reliability_figure, strangeness_figure
     from ..report.recognition import noise_curves
 
     base.parent.mkdir(parents=True, exist_ok=True)
     atomic_json(base.with_suffix(".json"), found)
-    if found.get("noise"):
-        atomic_bytes(base.with_suffix(".png"), noise_curves({path.name: found["noise"]}))
-        say(f"accuracy against noise: {base.with_suffix('.png')}", quiet)
+    answers = found.get("answers", found)
+    for key, what, name, draw in (
+        ("noise", "accuracy against noise", ".png", lambda rows: noise_curves({path.name: rows})),
+        ("reliability", "confidence and accuracy", "-reliability.png", reliability_figure),
+        ("ood", "images of another kind", "-ood.png", strangeness_figure),
+    ):
+        rows = found.get(key) if key == "ood" else answers.get(key)
+        if rows:
+            atomic_bytes(base.with_name(base.name + name), draw(rows))
+            say(f"{what}: {base.with_name(base.name + name)}", quiet)
 
 
 def data_of(path: Path, settings: EvaluateSettings) -> DataSettings:
@@ -223,12 +277,24 @@ def home_of(path: Path) -> Path:
 
 
 def print_table(found: dict[str, Any]) -> None:
-    """The metrics, one a line: generated, real for comparison, and a fitted Gaussian's."""
-    judged = "request" not in found
-    columns = ("samples",) if judged or "held_out" not in found else ("samples", "real", "gaussian")
-    heading = ("classifier",) if judged else columns
+    """The metrics, one a line: of images, of answers, and of telling other kinds of images apart."""
+    if "request" in found:
+        print_images(found)
+        if "answers" in found:
+            print_answers(found["answers"], "answers")
+    else:
+        print_answers(found)
+    if "ood" in found:
+        print_told_apart(found["ood"])
+    if "likelihood" in found:
+        print_likelihood(found["likelihood"])
+
+
+def print_images(found: dict[str, Any]) -> None:
+    """Generated, real for comparison, and a fitted Gaussian's."""
+    columns = ("samples", "real", "gaussian") if "held_out" in found else ("samples",)
     width = max(28, *(len(name) + 1 for name in found["metrics"]))
-    print(f"{'':{width}}" + "".join(f"{name:>12}" for name in heading))
+    print(f"{'':{width}}" + "".join(f"{name:>12}" for name in columns))
     for name, row in found["metrics"].items():
         values = [f"{number(row[c]):>12}" if c in row else f"{'':12}" for c in columns]
         print(f"{name:{width}}" + "".join(values))
@@ -236,17 +302,9 @@ def print_table(found: dict[str, Any]) -> None:
         if key in found:
             whole, name = found[key], f"distance to {Path(found[key][where]).name}"
             print(f"{name:{width}}{number(whole['value']):>12}   (all {whole['images']:,} samples)")
-    for row in found.get("noise", ()):
-        name, interval = f"accuracy at sigma {row['sigma']:g}", f"[{row['low']:.4f}, {row['high']:.4f}]"
-        print(f"{name:28}{row['accuracy']:12.4f}   {interval} (95 %)")
     part = found.get("held_out", {"split": "", "images": 0})
     if part["split"] == "validation":
         print(f"held out: {part['images']} images of the validation part, for want of a test part")
-    if judged:
-        level = found.get("asked_at", 0)
-        what = f"with noise of sigma {level:g}, at which it was trained" if level else "clean"
-        print(f"on {part['images']} images of the {part['split']} part, {what}")
-        return
     counts = found["images"]
     if "frechet" in counts:
         seen = (
@@ -255,8 +313,3 @@ def print_table(found: dict[str, Any]) -> None:
         print(f"the columns compare {seen} images; frechet rows take {counts['frechet']:,} of each kind")
     for line in (found["note"], *found["notes"]):
         print(line)
-
-
-def number(value: float) -> str:
-    """Four places, or four digits where these would show nothing."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, some
 from ..settings.evaluate import EvaluateSettings
-from .sample import precision
+from .sample import guide_run, precision
 from .show import Progress
 from .yardstick import fewest
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..data import Store
     from ..denoiser import Denoiser
+    from ..generate.sample import Plan
 
 UNTOLD = ("png", "npz", "columns")  # of a manifest: they change no image
 
@@ -45,14 +46,53 @@ def pixels_hash(given: Generated | None) -> str:
 
 def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
     """Raises `UserError` for what cannot be asked of this model."""
+    from ..generate.sample import place
+
     if settings.guidance != 1 and not model.classes:
         raise UserError(f"guidance={settings.guidance:g}", "this model is unconditional", "leave guidance out")
+    device = place(model)[0]
+    guide = guide_run(settings.guide, device)
+    made, names = planned(model, settings, guide), asked_names(model, settings, guide)
+    if settings.classifier is None or made.guide is None or model.classes or not names:
+        return
+    from ..run import load
+
+    known = list(getattr(load(settings.classifier, device=device), "class_names", ()))
+    if names != known:
+        what = f"knows {some(known)}, the guide asks for {some(names)}"
+        where = f"classifier={settings.classifier}"
+        raise UserError(where, what, "give a classifier of the same classes in the same order")
+
+
+def planned(model: Denoiser, settings: EvaluateSettings, guide: Any) -> Plan:
+    """How samples are to be made. guide: the classifier that the settings name, if they name one."""
+    from ..generate.sample import plan
+
+    return plan(
+        model,
+        settings.sampler,
+        settings.steps,
+        settings.guidance,
+        micro_batch=settings.micro_batch,
+        guide=settings.guide if guide is None else guide,
+        guide_scale=settings.guide_scale,
+        guide_interval=settings.guide_interval,
+    )
+
+
+def asked_names(model: Denoiser, settings: EvaluateSettings, guide: Any) -> list[str]:
+    """What the classes in turn, or the attributes, that samples are asked to be are called."""
+    from ..generate.labels import class_names
+    from ..settings.sample import GUIDES
+
+    kind = None if settings.guide == GUIDES[0] else settings.guide
+    return class_names(model, kind if guide is None else guide)
 
 
 def draw_samples(model: Denoiser, settings: EvaluateSettings, device: torch.device, quiet: bool) -> Generated:
     """The model's samples. Processes of a torchrun share the batches; all get all images, the same as one makes."""
-    from ..generate import sample
-    from ..generate.produce import class_names
+    from ..generate import draw
+    from ..generate.labels import check_labels
     from ..learn.fastest import DTYPES
     from ..learn.validation import labels_for
     from ..measure import processes
@@ -60,52 +100,59 @@ def draw_samples(model: Denoiser, settings: EvaluateSettings, device: torch.devi
     first = processes.is_first()
     chosen = processes.agreed(precision(model, settings.precision, device) if first else None)
     model.autocast = DTYPES[chosen]
-    labels = labels_for(range(settings.n), model.classes)
-    how: dict[str, Any] = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance}
-    how["micro_batch"] = settings.micro_batch
+    guide = guide_run(settings.guide, device)
+    made, names = planned(model, settings, guide), asked_names(model, settings, guide)
+    numbers = labels_for(range(settings.n), len(names))
+    labels = check_labels(model, numbers, settings.n, settings.guidance, made.guide)
     with Progress("sampling", quiet) as progress:
         progress(0, settings.n)  # shown at once: the first batch may take a while
 
         def make(part: slice) -> Tensor:
             seeds = range(settings.seed + part.start, settings.seed + part.stop)
-            made = sample(model, seeds, label=None if labels is None else labels[part], **how)
+            images = draw(model, made, seeds, None if labels is None else labels[part])
             progress(part.stop, settings.n)
-            return made
+            return images
 
         images = processes.gathered(settings.n, settings.micro_batch, make)
     kept = str(model.autocast or "full").removeprefix("torch.")
-    return Generated(images, labels, class_names(model), kept, request_of(model, settings, labels, kept))
+    several = labels is not None and labels.ndim == 2  # a judge of one class has no word on attributes
+    asked = None if several else numbers
+    return Generated(images, asked, names, kept, request_of(model, settings, numbers, kept, made))
 
 
-def request_of(model: Denoiser, settings: EvaluateSettings, labels: Any, kept: str) -> dict[str, Any]:
-    """What a manifest would say of these samples."""
+def request_of(model: Denoiser, settings: EvaluateSettings, labels: Any, kept: str, made: Plan) -> dict[str, Any]:
+    """What a manifest would say of these samples, and what their guidance costs."""
     import numpy as np
+    from torch import nn
 
+    from ..generate.cost import relative_cost
     from ..generate.manifest import compact, plain
-    from ..generate.sample import plan
     from ..hashing import weights_hash
 
-    made = plan(model, settings.sampler, settings.steps, settings.guidance, micro_batch=settings.micro_batch)
     numbers = np.full(settings.n, -1) if labels is None else np.asarray(labels)
-    return plain(
-        {
-            "checkpoint": weights_hash(model),
-            "images": settings.n,
-            "shape": list(model.shape),
-            "seeds": compact(np.arange(settings.seed, settings.seed + settings.n)),
-            "labels": compact(numbers.astype(np.int64)),
-            "sampler": made.sampler,
-            "options": made.options,
-            "steps": len(made.sigmas) - 1,
-            "grid": made.grid,
-            "sigma_max": float(made.sigmas[0]),
-            "sigma_min": float(made.sigmas[-2]),
-            "guidance": made.guidance,
-            "clip": made.clip,
-            "micro_batch": made.micro_batch,
-            "precision": kept,
-        }
-    )
+    request = {
+        "checkpoint": weights_hash(model),
+        "images": settings.n,
+        "shape": list(model.shape),
+        "seeds": compact(np.arange(settings.seed, settings.seed + settings.n)),
+        "labels": compact(numbers.astype(np.int64)),
+        "sampler": made.sampler,
+        "options": made.options,
+        "steps": len(made.sigmas) - 1,
+        "grid": made.grid,
+        "sigma_max": float(made.sigmas[0]),
+        "sigma_min": float(made.sigmas[-2]),
+        "guidance": made.guidance,
+        "clip": made.clip,
+        "micro_batch": made.micro_batch,
+        "precision": kept,
+    }
+    if made.guide is not None:
+        by = made.guide.classifier
+        request["guide"] = made.guide.request(weights_hash(by) if isinstance(by, nn.Module) else "")
+    if made.guide is not None or made.guidance != 1:
+        request["relative_cost"] = round(relative_cost(model, made), 3)
+    return plain(request)
 
 
 def read_images(path: Path) -> Generated:
@@ -160,6 +207,8 @@ def labels_of(store: Store, path: Path, request: dict[str, Any]) -> list[int] | 
     if foreign is not None:
         raise UserError(str(path / "images" / foreign), f"{manifest.NAME} knows of no such image", hint)
     labels = [known[name] for name in ids]
+    if "attributes" in request:
+        return None
     return labels if any(label >= 0 for label in labels) else None
 
 
@@ -178,9 +227,12 @@ def read_npz(path: Path, hint: str) -> tuple[Tensor, list[int] | None]:
     if (
         images.dtype != np.uint8
         or images.ndim != 4
-        or labels.shape != images.shape[:1]
+        or labels.shape[:1] != images.shape[:1]
+        or labels.ndim > 2
         or labels.dtype.kind not in "iu"
     ):
         raise UserError(str(path), f"holds {images.dtype} {images.shape}", "expected uint8 images (N, H, W, C), labels")
     tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    if labels.ndim == 2:  # attributes, of which a judge of one class has no word
+        return tensor, None
     return tensor, [int(label) for label in labels] if bool((labels >= 0).any()) else None

@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest, some
 from ..settings.resolve import parse_assignments, resolve, settings_hash
-from ..settings.sample import SampleSettings
+from ..settings.sample import GUIDES, SampleSettings
 from .show import Progress, say
 
 if TYPE_CHECKING:
     import torch
 
+    from ..data import Store
     from ..denoiser import Denoiser
 
 OPTIONS = ("--out", "--device", "--quiet")
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     accelerator = make_accelerator(args.device)
     model, guide = models(args.source, settings, accelerator.device)
+    labels = asked_of(args.source, settings, model, guide, args.quiet)
     weights = [weights_hash(part) for part in (model, guide) if part is not None]
     out = Path(args.out) if args.out else default_folder(Path(args.source), settings, *weights)
     # one process decides for all: each of them might measure something else
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress("sampling", args.quiet) as progress:
         progress(0, settings.n)  # shown at once: the first batch may take a while
         share = accelerator.process_index, accelerator.num_processes
-        produce(model, out, settings, weights[0], *share, progress, guide=guide)
+        produce(model, out, settings, weights[0], *share, progress, labels=labels, guide=guide)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
@@ -64,16 +66,76 @@ def models(source: str, settings: SampleSettings, device: torch.device) -> tuple
     checked.
     """
     from ..denoiser import Denoiser
-    from ..generate.produce import plan_of, requested
+    from ..generate.produce import plan_of
     from ..run import load
 
     model = load(source, settings.at, device)
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier, which generates nothing", "give a denoiser's run")
-    guide: Any = load(settings.guide, device=device) if settings.guide else None
+    guide = guide_run(settings.guide, device)
     plan_of(model, settings, guide)
-    requested(settings, model, guide)
     return model, guide
+
+
+def guide_run(guide: str | None, device: torch.device) -> Any:
+    """The classifier in the run that a setting names; None where it names a kind of guide, or none."""
+    from ..run import load
+
+    if guide is None or guide in GUIDES:
+        return None
+    if not Path(guide).exists() and "did you mean" in nearest(guide, GUIDES):
+        raise UserError(f"guide={guide}", "neither a kind of guide nor a run", nearest(guide, GUIDES))
+    return load(guide, device=device)
+
+
+def asked_of(source: str, settings: SampleSettings, model: Denoiser, guide: Any, quiet: bool) -> Any:
+    """The labels of label=train, drawn from the training images of the run: (N,), or attributes (N, K). None for every
+    other label, after it has been checked.
+    """
+    from ..generate.labels import TRAIN, class_names, drawn_labels
+    from ..generate.produce import guide_of, requested
+
+    by = guide_of(settings, guide)
+    if settings.label != TRAIN or TRAIN in class_names(model, by):
+        requested(settings, model, by)
+        return None
+    from ..data import open_store
+    from ..run import Run
+
+    if not (Path(source) / "settings.yaml").is_file():
+        raise UserError("label=train", f"{source} is no run, whose training images are known", "name a label")
+    with Progress("packing the data", quiet) as packing:
+        store = open_store(Run.open(Path(source)).settings().data, packing)
+    return drawn_labels(known_labels(store, model, by), range(settings.seed, settings.seed + settings.n))
+
+
+def known_labels(store: Store, model: Denoiser, by: Any) -> Any:
+    """What is known of the training images, as the model and its guide number it: (M,), or attributes (M, K).
+
+    Raises `UserError` where the data has none of it, or other names.
+    """
+    import numpy as np
+
+    from ..generate.labels import asks_attributes, class_names
+
+    names, rows, where = class_names(model, by), store.indices("train"), f"data={store.settings.source}"
+    several = asks_attributes(model, by)
+    known = list(store.attribute_names if several else store.classes)
+    if not names:
+        raise UserError("label=train", "this model takes no labels", "add guide=representations, or a classifier's run")
+    values = store.attributes if several else store.labels
+    values = None if values is None else np.asarray(values[rows], np.int64)
+    if values is None or not bool((values >= 0).any()):
+        raise UserError(where, f"its images have no {'attributes' if several else 'labels'}", "name a label")
+    missing = [name for name in known if name not in names]
+    if missing:
+        raise UserError(where, f"the guide does not know {some(missing)}", f"it knows {some(names)}")
+    place = [names.index(name) for name in known]
+    if not several:
+        return np.asarray(place, np.int64)[values[values >= 0]]
+    found = np.full((len(values), len(names)), -1, np.int64)
+    found[:, place] = values
+    return found
 
 
 def default_folder(source: Path, settings: SampleSettings, *weights: str) -> Path:

@@ -2,6 +2,7 @@
 
 from .guidance import classifier_guided, clipped, guided
 from .produce import produce
+from .representations import own_guided, representation_guided
 from .sample import Plan, draw, plan, sample, trajectory
 from .samplers import SAMPLERS, Sampler, Step, final
 
@@ -15,8 +16,10 @@ __all__ = [
     "draw",
     "final",
     "guided",
+    "own_guided",
     "plan",
     "produce",
+    "representation_guided",
     "sample",
     "trajectory",
 ]

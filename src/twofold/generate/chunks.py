@@ -64,7 +64,8 @@ def write_grid(path: Path, images: np.ndarray, columns: int) -> None:
 def write_npz(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
     """images.npz as `np.savez` would write it, one chunk in memory at a time.
 
-    arr_0: images uint8 (N, H, W, C), from chunks (n, C, H, W). arr_1: labels int64 (N,), -1 = none. shape: (C, H, W).
+    arr_0: images uint8 (N, H, W, C), from chunks (n, C, H, W). arr_1: labels int64 (N,), -1 = none, or attributes int8
+    (N, K) in 1, 0, -1 = free. shape: (C, H, W).
     """
     c, h, w = shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), h, w, c)}
@@ -76,6 +77,8 @@ def write_npz(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], 
                 for images in chunks:
                     file.write(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).data)
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, labels.astype(np.int64), allow_pickle=False)
+                np.lib.format.write_array(
+                    file, labels.astype(np.int64 if labels.ndim == 1 else np.int8), allow_pickle=False
+                )
 
     atomic_file(path, write)

@@ -23,6 +23,7 @@ from ..denoiser import Classifier, Cond, Denoiser
 from ..errors import UserError
 from ..noise import as_sigma, expand
 from .samplers import Denoise
+from .targets import log_probability
 
 
 def guided(
@@ -49,8 +50,7 @@ def guided(
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         sigma = as_sigma(sigma)
         g = torch.full_like(sigma, guidance)
-        if interval is not None:
-            g = torch.where((interval[0] < sigma) & (sigma <= interval[1]), g, 1.0)
+        g = torch.where(within(interval, sigma), g, 1.0)
         if bool((g == 1).all()):
             return ask(x, sigma, {"label": label})
         if bool((g == 0).all()):
@@ -86,8 +86,9 @@ def classifier_guided(
     """The same callable, pulled towards what the classifier takes for these labels.
 
     denoise: whose x0_hat is moved; it may be the result of `guided`, and may be clipped afterwards. label: (B,) int64,
-    the classifier's classes, -1 = left alone. scale: 0 (no guide) or more; more always means more of the class.
-    interval: (low, high) in sigma; the classifier is asked only where low < sigma <= high.
+    the classifier's classes, -1 = left alone, or (B, K) attributes in 1, 0, -1 (left free). scale: 0 (no guide) or
+    more; more always means more of the class. interval: (low, high) in sigma; the classifier is asked only where
+    low < sigma <= high.
 
     Costs one pass and its gradient through the classifier. Works in inference mode; parameters get no gradients.
     """
@@ -101,9 +102,7 @@ def classifier_guided(
         return _changed(denoise(x, sigma), x, lambda x0_hat: pulled(x, sigma, x0_hat))
 
     def pulled(x: Tensor, sigma: Tensor, x0_hat: Tensor) -> Tensor:
-        inside = torch.ones_like(sigma, dtype=torch.bool)
-        if interval is not None:
-            inside = (interval[0] < sigma) & (sigma <= interval[1])
+        inside = within(interval, sigma)
         if bool(inside.all()):
             return x0_hat + expand(scale * sigma**2, x) * class_gradient(classifier, x, sigma, label)
         if bool(inside.any()):  # levels the classifier may not know are not shown to it
@@ -118,15 +117,15 @@ def classifier_guided(
 def class_gradient(classifier: Classifier, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
     """grad_x log p(label | x, sigma), (B, C, H, W) in x's dtype; 0 for label -1.
 
-    Each image's own: the probabilities of the batch are added up, not averaged.
+    label: (B,), or (B, K) for a classifier of attributes (see `targets`). Each image's own: the log-probabilities of
+    the batch are added up, not averaged.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # copies, because what was made in inference mode cannot take part in gradients
         seen = x.detach().clone().to(_dtype(classifier, x)).requires_grad_()
         sigma, label = sigma.clone(), label.clone().to(x.device)
-        log_p = torch.log_softmax(classifier.logits(seen, sigma).to(seen), 1)
-        chosen = log_p.gather(1, label.clamp(min=0)[:, None])[:, 0]
-        return torch.autograd.grad(chosen.masked_fill(label < 0, 0.0).sum(), seen)[0].to(x)
+        log_p = log_probability(classifier.logits(seen, sigma).to(seen), label)
+        return torch.autograd.grad(log_p.sum(), seen)[0].to(x)
 
 
 def _dtype(classifier: Classifier, x: Tensor) -> torch.dtype:
@@ -134,6 +133,13 @@ def _dtype(classifier: Classifier, x: Tensor) -> torch.dtype:
     weights = classifier.parameters() if isinstance(classifier, nn.Module) else iter(())
     first = next((weight.dtype for weight in weights if weight.is_floating_point()), x.dtype)
     return torch.promote_types(first, torch.float32)
+
+
+def within(interval: tuple[float, float] | None, sigma: Tensor) -> Tensor:
+    """Whether low < sigma <= high, of sigma's shape; everywhere without an interval."""
+    if interval is None:
+        return torch.ones_like(sigma, dtype=torch.bool)
+    return (interval[0] < sigma) & (sigma <= interval[1])
 
 
 def check_interval(interval: tuple[float, float] | None, name: str = "interval") -> None:

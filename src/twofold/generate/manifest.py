@@ -1,7 +1,8 @@
 """manifest.json: what a folder of generated images holds and how to make it again.
 
     complete     False until every image is there
-    request      what was asked for: seed and label of every image (see `compact`), sampler, steps, guidance, ...
+    request      what was asked for: seed and label of every image (see `compact`), sampler, steps, guidance, ...;
+                 classes: what the labels are called; with attributes: the texts of the different targets
     versions     what the exact bits depend on besides: package versions and the kind of device
 
 Nothing in it depends on when, or by how many processes, the images were made.
@@ -24,6 +25,7 @@ from ..files import atomic_json
 
 NAME = "manifest.json"
 LONGEST_CYCLE = 4096
+MOST_FOLDERS, LONGEST_FOLDER = 100, 100  # of attribute targets, and characters of their names
 
 
 def compact(values: np.ndarray) -> dict[str, Any]:
@@ -71,6 +73,14 @@ def folders(names: Sequence[str]) -> dict[int, str]:
     return {-1: "all", **dict(enumerate(safe))}
 
 
+def target_folders(texts: Sequence[str]) -> dict[int, str]:
+    """`folders` of attribute targets; where they are many or long, one folder for all images."""
+    named = folders(texts)
+    if len(texts) > MOST_FOLDERS or max((len(name) for name in named.values()), default=0) > LONGEST_FOLDER:
+        return dict.fromkeys(named, "all")
+    return named
+
+
 def png_name(folder_of: Mapping[int, str], seed: int, label: int) -> str:
     """Where the PNG of an image lies below images/. folder_of: see `folders`."""
     return f"{folder_of[int(label)]}/{seed}.png"
@@ -78,7 +88,7 @@ def png_name(folder_of: Mapping[int, str], seed: int, label: int) -> str:
 
 def png_labels(request: dict[str, Any]) -> dict[str, int]:
     """{file below images/: label, -1 = none} of every image that was asked for."""
-    folder_of = folders(request["classes"])
+    folder_of = (target_folders if "attributes" in request else folders)(request["classes"])
     pairs = zip(expand(request["seeds"]).tolist(), expand(request["labels"]).tolist(), strict=True)
     return {png_name(folder_of, seed, label): label for seed, label in pairs}
 

@@ -22,12 +22,15 @@ from filelock import FileLock
 from torch import nn
 
 from ..denoiser import Classifier, Denoiser
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..hashing import weights_hash
-from ..settings.sample import SampleSettings
+from ..settings.sample import GUIDES, SampleSettings
 from . import manifest
 from .chunks import MODES, read_chunk, write_chunk, write_grid, write_npz, write_png
-from .sample import Plan, Progress, check_labels, check_seeds, draw, image_shape, place, plan
+from .labels import asks_attributes, check_labels, in_words
+from .labels import class_names as class_names
+from .labels import requested as requested
+from .sample import Plan, Progress, check_seeds, draw, image_shape, place, plan
 
 OUTPUTS = ("images", "images.npz", "grid.png", "chunks")
 
@@ -46,36 +49,13 @@ class Produced:
     complete: bool
 
 
-def requested(
-    settings: SampleSettings, denoiser: Denoiser, guide: Classifier | None = None
-) -> tuple[range, np.ndarray | None]:
-    """Seeds and labels (N,) that settings ask for; labels None for none.
-
-    A label is looked up among the class names first, also one that is a number: of classes "1", "2", "3", label=1
-    is "1". Only what is no class name is an index. Raises `UserError` for a class name the model does not have.
-    """
-    seeds = range(settings.seed, settings.seed + settings.n)
-    label = settings.label
-    names = class_names(denoiser, guide)
-    if label in (None, "none") or (label == "all" and not names):
-        return seeds, None
-    if label == "all":
-        return seeds, np.arange(settings.n, dtype=np.int64) % len(names)
-    if str(label) in names:
-        label = names.index(str(label))
-    elif isinstance(label, str):
-        if not label.isdecimal():
-            raise UserError(f"label={label}", "no such class", nearest(label, [*names, "all", "none"]))
-        label = int(label)
-    return seeds, np.full(settings.n, label, np.int64)
-
-
-def class_names(denoiser: Denoiser, guide: Classifier | None = None) -> list[str]:
-    """Names of the labels 0..classes-1: the model's own, or the numbers; those of its guide if it is unconditional."""
-    if guide is not None and not denoiser.classes:
-        return list(guide.class_names)
-    names = list(getattr(denoiser, "class_names", ()))
-    return names if len(names) == denoiser.classes else [str(k) for k in range(denoiser.classes)]
+def guide_of(settings: SampleSettings, guide: Classifier | None = None) -> Classifier | str | None:
+    """The guide that settings ask for: one of `GUIDES` but labels, or the classifier that the caller has loaded."""
+    if settings.guide in GUIDES:
+        return None if settings.guide == GUIDES[0] else settings.guide
+    if settings.guide is not None and guide is None:
+        raise ValueError("settings.guide names a classifier: load it and pass it as guide=")
+    return guide
 
 
 def produce(
@@ -98,7 +78,8 @@ def produce(
     manifest records what the denoiser computes in. rank, world: this process and their number; they share nothing but
     the folder.
     progress: called with (images done, images in all) of this process's share.
-    seeds, labels: one per image, instead of what the settings ask for (n, seed, label).
+    seeds, labels: one per image, instead of what the settings ask for (n, seed, label); labels may be attributes (N, K)
+    for a guide that knows them.
     guide: the classifier that settings.guide names, loaded by the caller. guide_hash: names it in the manifest, so that
     images of two guides never mix; default: the hash of its weights, if it has weights.
 
@@ -134,26 +115,27 @@ class _Job:
     ) -> None:
         self.denoiser, self.out, self.settings = denoiser, out, settings
         self.plan = plan_of(denoiser, settings, guide)
-        if seeds is None:
-            seeds, asked = requested(settings, denoiser, guide)
-            labels = asked if labels is None else labels
-        self.seeds = check_seeds(seeds)
+        by = guide_of(settings, guide)
+        if seeds is None and labels is None:
+            seeds, labels = requested(settings, denoiser, by)
+        self.seeds = check_seeds(range(settings.seed, settings.seed + settings.n) if seeds is None else seeds)
         self.labels = check_labels(denoiser, labels, len(self.seeds), settings.guidance, self.plan.guide)
         self.chunks = -(-len(self.seeds) // settings.micro_batch)
         self.shape = image_shape(denoiser, self.plan.shape)
         if settings.png and self.shape[0] not in MODES:
             raise UserError("png=true", f"a PNG cannot hold {self.shape[0]} channels", "set png=false")
-        numbers = np.full(len(self.seeds), -1) if self.labels is None else self.labels.numpy()
-        self.numbers = numbers.astype(np.int64)
-        self.classes = class_names(denoiser, guide)
-        self.folders = manifest.folders(self.classes)
+        names = class_names(denoiser, by)
+        self.attributes = names if asks_attributes(denoiser, by) else None
+        self.numbers, self.classes = in_words(self.labels, len(self.seeds), names)
+        self.folders = (manifest.folders if self.attributes is None else manifest.target_folders)(self.classes)
         if settings.png:
             self._check_unique()
         self.request = manifest.plain(self._request(checkpoint_hash, guide_hash))
         self.versions = manifest.versions(place(denoiser)[0].type)
 
     def _check_unique(self) -> None:
-        pairs, counts = np.unique(np.stack([np.asarray(self.seeds), self.numbers]), axis=1, return_counts=True)
+        apart = self.numbers if len({*self.folders.values()}) == len(self.folders) else np.zeros_like(self.numbers)
+        pairs, counts = np.unique(np.stack([np.asarray(self.seeds), apart]), axis=1, return_counts=True)
         if int(counts.max()) > 1:
             seed = int(pairs[0, int(counts.argmax())])
             raise UserError(f"seed={seed}", "asked for twice with the same label", "give every image its own seed")
@@ -175,7 +157,7 @@ class _Job:
             "sigma_min": float(plan.sigmas[plan.sigmas > 0][-1]),
             "guidance": plan.guidance,
             "guidance_interval": plan.interval,
-            "guide": by and {"classifier": guide_hash, "scale": by.scale, "interval": by.interval},
+            "guide": by and by.request(guide_hash),
             "clip": plan.clip,
             "micro_batch": plan.micro_batch,
             "precision": str(getattr(self.denoiser, "autocast", None) or "full").removeprefix("torch."),
@@ -183,6 +165,7 @@ class _Job:
             "npz": self.settings.npz,
             "columns": self.settings.columns,
             **({} if float(plan.sigmas[-1]) == 0 else {"to_zero": False}),
+            **({} if self.attributes is None else {"attributes": self.attributes}),
         }
 
     def begin(self) -> bool:
@@ -237,7 +220,9 @@ class _Job:
             if not all(self._chunk_file(i).is_file() for i in range(self.chunks)):
                 return False
             if self.settings.npz:
-                write_npz(self.out / "images.npz", self._read_all(), self.shape, self.numbers)
+                several = self.labels is not None and self.labels.ndim == 2
+                labels = self.labels.numpy() if several and self.labels is not None else self.numbers
+                write_npz(self.out / "images.npz", self._read_all(), self.shape, labels)
             if self.shape[0] in MODES:
                 columns = min(self.settings.columns, len(self.seeds))
                 write_grid(self.out / "grid.png", self._first(columns * columns), columns)
@@ -307,8 +292,6 @@ def _hash_of(guide: Classifier | None) -> str:
 
 def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | None = None) -> Plan:
     """The plan that settings describe. Raises `UserError` for whatever cannot be."""
-    if settings.guide is not None and guide is None:
-        raise ValueError("settings.guide names a classifier: load it and pass it as guide=")
     return plan(
         denoiser,
         settings.sampler,
@@ -320,7 +303,7 @@ def plan_of(denoiser: Denoiser, settings: SampleSettings, guide: Classifier | No
         settings.sigma_max,
         settings.micro_batch,
         settings.clip,
-        guide,
+        settings.guide if settings.guide in GUIDES else guide_of(settings, guide),
         settings.guide_scale,
         settings.guide_interval,
         settings.size,

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from .. import noise
 from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..settings.sample import FAST
 from ..settings.size import LARGEST_SIDE
 from .grids import fast_grid, is_respacing, respaced_grid
-from .guidance import check_interval, classifier_guided, clipped, guided
-from .guide import Guide, make_guide
+from .guidance import check_interval, clipped, guided
+from .guide import LABELS, REPRESENTATIONS, Guide, make_guide
+from .labels import check_labels
 from .samplers import SAMPLERS, Denoise, Sampler, Step, resolve
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -71,8 +72,8 @@ def plan(
     sigma_max: float | None = None,
     micro_batch: int = 64,
     clip: bool | None = None,
-    guide: Classifier | None = None,
-    guide_scale: float = 1.0,
+    guide: Classifier | str | None = None,
+    guide_scale: float | None = None,
     guide_interval: tuple[float, float] | None = None,
     size: tuple[int, int] | int | None = None,
     to_zero: bool = True,
@@ -83,7 +84,7 @@ def plan(
     Raises `UserError` for an unknown sampler, option or grid, for values out of range, for a size the model cannot
     make, and for a guide that does not fit the denoiser or refuses noise.
     """
-    chosen, options = _options(denoiser, sampler, options)
+    chosen, options = _options(denoiser, sampler, options, guide)
     shape = shape_at(denoiser, size)
     if micro_batch < 1:
         raise UserError(f"micro_batch={micro_batch}", "at least one image per forward pass is needed")
@@ -96,12 +97,26 @@ def plan(
     kind = grid or (chosen.grid if has_time or chosen.grid != "time" else "log")
     sigmas = levels(family, steps, chosen.steps, kind, sigma_min, sigma_max, to_zero)
     clip = denoiser.clip if clip is None else clip
-    if guide is None and (guide_scale != 1 or guide_interval is not None):
-        raise UserError("guide_scale, guide_interval", "there is no guide", "give the classifier that guides: guide=")
-    if guide is not None and shape != tuple(denoiser.shape):
-        raise UserError(f"size={size}", "the guide knows one size of images", "leave the size or the guide out")
-    by = None if guide is None else make_guide(denoiser, guide, guide_scale, guide_interval, sigmas)
+    if guide in (None, LABELS) and (guide_scale is not None or guide_interval is not None):
+        hint = "give who guides: guide=representations, own, or a classifier; of labels the scale is guidance="
+        raise UserError("guide_scale, guide_interval", "there is no guide", hint)
+    by = None
+    if guide == LABELS and not denoiser.classes:
+        raise UserError("guide=labels", "this model is unconditional", "use guide=representations, or a classifier")
+    if guide not in (None, LABELS):
+        _check_guided(denoiser, guide, shape, guidance)
+        by = make_guide(denoiser, guide, guide_scale, guide_interval, sigmas)
     return Plan(sampler, options, kind, sigmas, float(guidance), interval, micro_batch, clip, shape, by)
+
+
+def _check_guided(denoiser: Denoiser, guide: Any, shape: tuple[int, ...], guidance: float) -> None:
+    """Raises `UserError` for what cannot be together with this guide."""
+    if not isinstance(guide, str) and shape != tuple(denoiser.shape):
+        size = "x".join(map(str, shape[1:]))
+        raise UserError(f"size={size}", "the guide knows one size of images", "leave the size or the guide out")
+    if isinstance(guide, str) and denoiser.classes and guidance != 1:
+        what = f"guide={guide} shows the network no labels"
+        raise UserError(f"guidance={guidance:g}", what, "leave guidance out; the scale is guide_scale")
 
 
 def levels(
@@ -145,12 +160,19 @@ def _respaced(
     return sigmas if to_zero else sigmas[:-1]
 
 
-def _options(denoiser: Denoiser, sampler: str, options: dict[str, Any]) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler and all its options. A variance that the model has learned is used unless another one is named."""
+def _options(
+    denoiser: Denoiser, sampler: str, options: dict[str, Any], guide: Classifier | str | None
+) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler and all its options. A variance that the model has learned is used unless another one is named;
+    guidance through representations has none.
+    """
     chosen, complete = resolve(sampler, options)
     if "variance" in complete:
-        if "variance" not in options and denoiser.learns_variance:
+        if "variance" not in options and denoiser.learns_variance and guide != REPRESENTATIONS:
             complete["variance"] = "learned"
+        if complete["variance"] == "learned" and guide == REPRESENTATIONS:
+            what = "is not told by edited representations"
+            raise UserError("variance=learned", what, "use variance=small or large, or guide=own")
         if complete["variance"] == "learned" and not denoiser.learns_variance:
             raise UserError("variance=learned", "this model learned no variance", "use variance=small or large")
     return chosen, complete
@@ -193,54 +215,6 @@ def check_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return seeds
 
 
-def check_labels(
-    denoiser: Denoiser,
-    label: int | str | Sequence[int | str] | Tensor | None,
-    n: int,
-    guidance: float = 1.0,
-    guide: Guide | None = None,
-) -> Tensor | None:
-    """One label per image, (n,) int64 on the CPU; None where there is none at all. An unconditional model that is
-    guided takes the labels of its guide.
-
-    Raises `UserError` for a label the model does not know, for labels on an unconditional model, for another number of
-    labels than images, and for guidance without a label to guide towards.
-    """
-    labels = None if label is None else torch.as_tensor(_indices(label, denoiser), dtype=torch.int64).cpu()
-    if labels is not None and labels.ndim == 0:
-        labels = labels.expand(n)
-    if labels is not None and labels.shape != (n,):
-        raise UserError(f"label: {labels.numel()} labels", f"for {n} images", "give one label, or one per image")
-    if labels is None or bool((labels == -1).all()):
-        if guidance not in (0.0, 1.0):
-            raise UserError(f"guidance={guidance:g}", "there is no label to guide towards", "give label=")
-        if guide is not None and guide.scale > 0:
-            raise UserError(f"guide_scale={guide.scale:g}", "there is no label to guide towards", "give label=")
-        return None
-    low, high = int(labels.min()), int(labels.max())
-    classes = denoiser.classes or (len(guide.index) if guide else 0)
-    if not classes:
-        raise UserError(f"label={high}", "this model is unconditional", "leave the label out, or give a guide")
-    if not denoiser.classes and guidance not in (0.0, 1.0):
-        raise UserError(f"guidance={guidance:g}", "this model is unconditional", "use guide_scale instead")
-    if low < -1 or high >= classes:
-        bad = low if low < -1 else high
-        raise UserError(f"label={bad}", "no such class", f"labels are 0..{classes - 1}, or -1 for none")
-    return labels
-
-
-def _indices(label: Any, denoiser: Denoiser) -> Any:
-    """Class names become indices; whatever else it is stays. Raises `UserError` for a name the model does not know."""
-    if isinstance(label, str):
-        names = list(denoiser.class_names)
-        if label not in names:
-            raise UserError(f"label={label}", "no such class", nearest(label, names) or "this model has no class names")
-        return names.index(label)
-    if isinstance(label, Sequence) and any(isinstance(one, str) for one in label):
-        return [_indices(one, denoiser) for one in label]
-    return label
-
-
 def sample(
     denoiser: Denoiser,
     seeds: int | Sequence[int],
@@ -255,8 +229,8 @@ def sample(
     micro_batch: int = 64,
     clip: bool | None = None,
     progress: Progress | None = None,
-    guide: Classifier | None = None,
-    guide_scale: float = 1.0,
+    guide: Classifier | str | None = None,
+    guide_scale: float | None = None,
     guide_interval: tuple[float, float] | None = None,
     size: tuple[int, int] | int | None = None,
     to_zero: bool = True,
@@ -269,9 +243,12 @@ def sample(
     sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if there is an interval.
     sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch: images per forward pass.
     clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with (done, in all).
-    guide: a classifier that knows noise and pulls towards the label with guide_scale (0 = not at all), where
-    low < sigma <= high of guide_interval, by default at all levels it knows; an unconditional model then takes labels
-    of its classes. Classes are matched by name where both have names. size: (height, width) in pixels, by default what
+    guide: who pulls towards the label: "labels" (None: the model's own condition, whose scale is guidance),
+    "representations" or "own" (the head of a joint model, by the maps its decoder reads or as a classifier), or a
+    classifier that knows noise. guide_scale: how much, 0 = not at all; default: what is usual for it. It acts where
+    low < sigma <= high of guide_interval, by default at all levels it knows. An unconditional model then takes labels
+    of its guide: classes, or for a guide that knows attributes "Smiling;not Male" or (N, K) in 1, 0, -1 (free).
+    Classes are matched by name where both have names. size: (height, width) in pixels, by default what
     the model was trained at. grid: karras, log, time, ddim, fast (DPM-Solver-fast's nodes), or a respacing such as
     ddim25 or 10,15,20. to_zero: False ends at the smallest level, as some published recipes do.
 
@@ -293,7 +270,7 @@ def draw(
     labels: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """`sample` for a checked plan, seeds and labels (N,): uint8 (N, C, H, W) on the CPU."""
+    """`sample` for a checked plan, seeds and labels (N,) or (N, K): uint8 (N, C, H, W) on the CPU."""
     images: Tensor | None = None
     for start in range(0, len(seeds), plan.micro_batch):
         part = slice(start, start + plan.micro_batch)
@@ -346,18 +323,23 @@ def _steps(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor 
     padding = plan.micro_batch - len(seeds)
     draws = SampleNoise([*seeds, *[seeds[-1]] * padding], plan.shape, device)
     if labels is not None:
-        labels = torch.cat([labels, labels[-1:].expand(padding)]).to(device)
+        labels = torch.cat([labels, labels[-1:].expand(padding, *labels.shape[1:])]).to(device)
     x = draws().to(state) * denoiser.start_scale(float(plan.sigmas[0]))
-    shown = labels if denoiser.classes else None
-    denoise = guided(denoiser, shown, plan.guidance, plan.interval, plan.learned_variance)
-    if plan.guide is not None and labels is not None:
-        by = plan.guide
-        denoise = classifier_guided(denoise, by.classifier, by.labels(labels), by.scale, by.interval)
-    denoise = _network_dtype(denoise, dtype)
+    denoise = _network_dtype(guided_as_planned(denoiser, plan, labels), dtype)
     if plan.clip:
         denoise = clipped(denoise)
     with evaluating(denoiser, plan.guide.classifier if plan.guide else None):
         yield from SAMPLERS[plan.sampler].function(denoise, x, plan.sigmas, draws, **plan.options)
+
+
+def guided_as_planned(denoiser: Denoiser, plan: Plan, labels: Tensor | None) -> Denoise:
+    """The callable (x, sigma) -> x0_hat that a plan samples with, not yet clipped; labels are on the model's device."""
+    own = plan.guide is not None and plan.guide.classifier is denoiser
+    shown = labels if denoiser.classes and not own else None
+    denoise = guided(denoiser, shown, plan.guidance, plan.interval, plan.learned_variance)
+    if plan.guide is None or labels is None:
+        return denoise
+    return plan.guide.over(denoiser, denoise, labels, plan.learned_variance)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from .size import Size
 # passed on to the sampler where they are given
 OPTIONS = ("eta", "variance", "order", "variant", "s_churn", "s_min", "s_max", "s_noise")
 
+GUIDES = ("labels", "representations", "own")  # of `generate.guide`, besides the runs of classifiers
 GRIDS = ("karras", "log", "time", "ddim")  # of `noise.grid`
 FAST = "fast"  # the nodes of DPM-Solver-fast
 RESPACING = re.compile(r"ddim\d+|\d+(,\d+)*")  # of a table: ddim25, 250, or 10,15,20
@@ -24,7 +25,9 @@ class SampleSettings(Settings):
     n: int = Field(64, ge=1, description="number of images")
     seed: int = Field(0, ge=0, description="seed of the first image; image i has seed + i")
     label: int | str | None = Field(
-        "all", description="all (classes in turn), none, a class name, or the index of a class where none has that name"
+        "all",
+        description="all (classes in turn), none, train (drawn from the training images), a class name, the index of a "
+        "class where none has that name, or attributes joined by ; such as 'Smiling;not Male'",
     )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
     size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as the model was trained")
@@ -45,9 +48,16 @@ class SampleSettings(Settings):
         None, description="guide only where low < sigma <= high, sigma in units of x0; default: everywhere"
     )
     guide: str | None = Field(
-        None, description="run of a classifier that knows noise and pulls samples to their class; default: none"
+        None,
+        description="who pulls samples to their label: labels (the model's condition, by guidance), representations or "
+        "own (the head of a joint model), or the run of a classifier that knows noise; default: labels, if it has any",
     )
-    guide_scale: float = Field(1.0, ge=0, description="how much the guide pulls: 0 = not at all, 1 = by Bayes' rule")
+    guide_scale: float | None = Field(
+        None,
+        ge=0,
+        description="how much the guide pulls: 0 = not at all; 1 = by Bayes' rule (own, classifiers) or maps moved by "
+        "their whole length (representations); default: what is usual for the guide",
+    )
     guide_interval: tuple[float, float] | None = Field(
         None, description="the guide acts only where low < sigma <= high; default: at all levels it knows"
     )
