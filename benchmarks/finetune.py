@@ -104,7 +104,7 @@ def measured(run: Path, new: Path, judge: Path, n: int) -> dict[str, float]:
     labels = [i % len(store.classes) for i in range(n)]
     images = torch.as_tensor(sample(denoiser, n, labels, micro_batch=250))
     answers = torch.as_tensor(probabilities(classifier, images))
-    asked = torch.tensor([classifier.classes.index(store.classes[label]) for label in labels])
+    asked = torch.tensor([classifier.class_names.index(store.classes[label]) for label in labels])
     right = answers.argmax(1) == asked
     real = store.batch(held_out)
     return {
