@@ -1,0 +1,240 @@
+"""`twofold edit RUN IMAGE to=CLASS`: what would have to change in images for them to be of another class."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, some
+from ..settings.edit import EditSettings
+from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .edited import Folder, row_of
+from .predict import data_of, image_shape
+from .probe import home_of, prepare
+from .show import Progress, say
+from .train import command_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..data import Streamed
+    from ..denoiser import Denoiser
+    from ..generate.edit import Edited, Recipe
+
+OPTIONS = ("--out", "--device", "--quiet")
+KINDS = ("representations", "own", "labels")
+TRIALS = ((8, 3), (32, 1))  # of the zero-shot classifier that says whether labels have done their work
+
+
+def settings_model() -> type[EditSettings]:
+    return EditSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN", help="a run of a joint model, or of a denoiser with guide=")
+    parser.add_argument("images", metavar="IMAGE", help="an image, a folder, Parquet files, digits or a hub name")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, _ = resolve(EditSettings, [("command line", parse_assignments(args.assignments))])
+    out = Path(args.out) if args.out else None
+    print(edit(args.source, args.images, settings, args.device, args.quiet, out, command_line()))
+    return 0
+
+
+@dataclass(frozen=True)
+class Editor:
+    """Everything that edits a batch. target: (1,) or (1, K), the same for all images. judge: whose answers are told
+    besides, in the order of the guide's classes; None: the guide's alone."""
+
+    model: Denoiser
+    recipe: Recipe
+    target: Tensor
+    judge: Any
+    settings: EditSettings
+
+
+def edit(
+    source: str,
+    images: str,
+    settings: EditSettings,
+    device: str | None,
+    quiet: bool,
+    out: Path | None = None,
+    command: str = "",
+) -> str:
+    """Edits all images into `out` (default: `edits/` of the run); returns what to tell the user.
+
+    A batch that is written is not computed again, and a finished folder is only read.
+    """
+    start = time.monotonic()
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("loading the model ...", quiet)
+    from ..data import open_images, stream
+    from ..hashing import weights_hash
+    from ..learn.training import make_accelerator
+
+    editor = editor_of(source, settings, make_accelerator(device).device)
+    data = data_of(source, images, image_shape(editor.model), settings)  # type: ignore[arg-type]
+    opened = open_images(data)
+    networks = {id(part): part for part in (editor.model, *editor.recipe.pull.models, editor.judge) if _weighs(part)}
+    hashes = [weights_hash(part)[:8] for part in networks.values()]
+    name = Path(images.rstrip("/")).stem or "images"
+    path = out or home_of(source) / "edits" / "-".join([name, settings_hash(settings), *hashes[:1]])
+    facts = {
+        "model": source,
+        "images": hashed(opened.identity()),
+        "weights": hashes,
+        "settings": settings.model_dump(mode="json"),
+    }
+    folder = Folder(path, facts, opened.classes(), settings)
+    total = min(opened.count() or 0, settings.n or opened.count() or 0) or None
+    with Progress("editing", quiet) as progress:
+        for part in stream(opened, data, settings.micro_batch):
+            for one, reason in part.skipped:
+                progress.line(f"left out: {one} ({reason})")
+            part = folder.first(part)
+            if part.ids:
+                folder.add(part, folder.kept(part) or edited_rows(editor, part, folder))
+            progress(folder.done, total)
+            if folder.done == settings.n:
+                break
+    if not folder.done:
+        raise UserError(images, "holds no readable image", "nothing was written")
+    return folder.finish(command, time.monotonic() - start)
+
+
+def hashed(identity: Any) -> str:
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _weighs(part: Any) -> bool:
+    return hasattr(part, "state_dict")
+
+
+def editor_of(source: str, settings: EditSettings, device: torch.device) -> Editor:
+    """The model, its guide and the judge, after everything that can be wrong with asking them has been checked."""
+    from ..denoiser import Denoiser
+    from ..generate.edit import recipe
+    from ..generate.pull import kind_of
+    from ..run import load
+
+    model: Any = load(source, settings.at, device)
+    if not isinstance(model, Denoiser):
+        hint = "give the run of a denoiser, and this one as guide="
+        raise UserError(source, "holds a classifier, which generates nothing", hint)
+    prepare(model, settings.precision, device)
+    kind = settings.guide
+    guide: Any = kind if kind in (None, *KINDS) else load(str(kind), device=device)
+    asked: Any = None
+    if kind_of(model, guide) == "labels" and model.classes:
+        from ..recognize.zero_shot import ZeroShotClassifier
+
+        asked = ZeroShotClassifier(model, rounds=TRIALS)
+    names = ("strength", "sigma", "scale", "steps", "confidence", "margin", "search")
+    how = recipe(model, guide, asked=asked, **{name: getattr(settings, name) for name in names})
+    target = target_of(settings.to, list(how.pull.class_names), how.pull.multi_label)
+    judge = load(settings.judge, device=device) if settings.judge else None
+    return Editor(model, how, target, in_order(judge, how.pull.class_names, settings.judge), settings)
+
+
+def target_of(text: str, names: Sequence[str], multi_label: bool) -> Tensor:
+    """(1,) int64, or (1, K) of attributes. Raises `UserError` listing what there is."""
+    import torch
+
+    if multi_label:
+        from ..generate.targets import read_target
+
+        return torch.tensor([read_target(text, names, f"to={text}")])
+    if text not in names:
+        raise UserError(f"to={text}", "no such class", f"the classes are {some(names, 30)}")
+    return torch.tensor([list(names).index(text)])
+
+
+class InOrder:
+    """A classifier whose classes are asked for in another one's order."""
+
+    def __init__(self, classifier: Any, names: Sequence[str]) -> None:
+        self.classifier, self.class_names = classifier, list(names)
+        self.order = [list(classifier.class_names).index(name) for name in names]
+
+    def image_logits(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> (N, K)."""
+        from ..generate.pull import answers
+
+        return answers(self.classifier, images)[:, self.order]
+
+    def state_dict(self) -> Any:
+        return self.classifier.state_dict()
+
+
+def in_order(judge: Any, names: Sequence[str], where: str | None) -> InOrder | None:
+    """The judge, asked about these classes. Raises `UserError` for one that knows others."""
+    if judge is None:
+        return None
+    if not hasattr(judge, "class_names") or not (hasattr(judge, "logits") or hasattr(judge, "image_logits")):
+        raise UserError(f"judge={where}", "is no classifier", "give the run of one")
+    missing = set(names) ^ set(judge.class_names)
+    if missing:
+        what = f"does not know the same classes ({', '.join(sorted(missing)[:3])})"
+        raise UserError(f"judge={where}", what, f"it must know {', '.join(list(names)[:10])}")
+    return InOrder(judge, names)
+
+
+def edited_rows(editor: Editor, part: Streamed, folder: Folder) -> list[dict[str, Any]]:
+    """Edits a batch, writes its pictures, and returns its rows of edits.csv."""
+    from ..generate.edit import apply
+    from ..generate.pull import answers
+    from ..recognize.views import image_noise
+
+    how, settings = editor.recipe, editor.settings
+    names = list(how.pull.class_names)
+    noise = image_noise(part.images, editor.model.shape, settings.seed) if settings.noise == "random" else None
+    target = editor.target.expand(len(part.ids), *editor.target.shape[1:])
+    found = apply(editor.model, how, part.images, target, noise, settings.micro_batch)
+    judge = editor.judge
+    judged = None if judge is None else (answers(judge, part.images), answers(judge, found.images))
+    rows = []
+    for i, name in enumerate(part.ids):
+        given = {"id": name, "file": folder.stem(name), **folder.given(part.labels[i])}
+        rows.append(given | row_of(names, found, judged, target, i))
+        folder.pictures(rows[i]["file"], part.images[i].numpy(), found.images[i].numpy())
+    write_figures(editor, part, found, rows, folder)
+    return rows
+
+
+def write_figures(editor: Editor, part: Streamed, found: Edited, rows: list[dict[str, Any]], folder: Folder) -> None:
+    """Figures of the first images, with the probabilities along the steps by the judge or else by the guide."""
+    from ..generate.edit import path
+    from ..report.edits import Shown, edit_figure
+
+    drawn, pull, judge = folder.figures_left(len(rows)), editor.recipe.pull, editor.judge
+    if not drawn:
+        return
+    target = editor.target.expand(len(rows), *editor.target.shape[1:])
+    p_target, p_original = path(found, target, judge or pull.asked)
+    seen = "judge" if judge else "label"
+    for i, row in enumerate(rows[:drawn]):
+        shown = Shown(
+            original=part.images[i].numpy(),
+            edited=found.images[i].numpy(),
+            before=row[f"{seen}_before"],
+            after=row[f"{seen}_after"],
+            target=editor.settings.to,
+            original_class=row["label_before"],
+            sigmas=found.step_sigmas[i].tolist(),
+            p_target=p_target[i].tolist(),
+            p_original=None if p_original is None else p_original[i].tolist(),
+            kept=row["p_judge_after" if judge else "p_after"],
+            rms=row["rms"],
+            by="the judge" if judge else "the model",
+        )
+        folder.figure(row["file"], edit_figure(shown))

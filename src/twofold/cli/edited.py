@@ -1,0 +1,203 @@
+"""The folder of `twofold edit`: pictures of every image, one table, and what is known of batches that are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import atomic_bytes, atomic_file, atomic_json
+from ..settings.edit import EditSettings
+from .tablefile import TableFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..data import Streamed
+    from ..generate.edit import Edited
+
+SHOWN = 20  # edits in the overview
+DONE = ".done"  # one file a finished batch: its rows
+
+
+def row_of(
+    names: list[str], found: Edited, judged: tuple[Tensor, Tensor] | None, target: Tensor, i: int
+) -> dict[str, Any]:
+    """One row of edits.csv. judged: logits of the judge about the originals and the edited images; it says whether an
+    image is flipped, and the guide does where there is no judge."""
+    from ..generate.edit import is_target
+    from ..generate.targets import probability
+
+    row: dict[str, Any] = {"label_before": words(found.before[i], names, target), "label_after": ""}
+    row["label_after"] = words(found.after[i], names, target)
+    row |= {"p_before": _digits(found.p_before[i]), "p_after": _digits(found.p_after[i])}
+    if judged is not None:
+        for when, logits in zip(("before", "after"), judged, strict=True):
+            row[f"judge_{when}"] = words(logits[i], names, target)
+            row[f"p_judge_{when}"] = _digits(probability(logits[i : i + 1], target[i : i + 1])[0])
+    before, after = (
+        bool(is_target(part[i : i + 1], target[i : i + 1])) for part in judged or (found.before, found.after)
+    )
+    row |= {"already": before, "flipped": after and not before, "reached": bool(found.reached[i])}
+    row |= {name: _digits(getattr(found, name)[i]) for name in ("sigma", "scale", "share")}
+    return row | {name: _digits(getattr(found.near, name)[i]) for name in ("rms", "l2", "features")}
+
+
+def words(logits: Tensor, names: list[str], target: Tensor) -> str:
+    """An answer (K,) in words: the class, or the attributes that are more likely than not."""
+    if target.ndim == 1:
+        return names[int(logits.argmax())]
+    return ";".join(name for name, value in zip(names, logits.tolist(), strict=True) if value > 0)
+
+
+def _digits(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+class Folder:
+    """edited/, difference/ and figures/ with one PNG an image, edits.csv, overview.png and result.json.
+
+    facts: what must be the same for a folder to be continued. classes: of the source, [] where it has none.
+    Raises `UserError` for a folder of other edits.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], classes: list[str], settings: EditSettings) -> None:
+        self.path, self.facts, self.classes, self.settings = path, facts, classes, settings
+        self.done = 0
+        self.rows: list[dict[str, Any]] = []
+        self.shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self._stems: set[str] = set()
+        request = path / "request.json"
+        if request.is_file():
+            if _read(request) != facts:
+                raise UserError(str(path), "holds edits by another model, of other images or settings", "choose --out")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(str(path), "is there, and no folder of edits", "choose another --out")
+        for name in ("edited", "difference", "figures", DONE):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        atomic_json(request, facts)
+
+    def first(self, part: Streamed) -> Streamed:
+        """Without what goes beyond `n`."""
+        from ..data import Streamed
+
+        left = None if self.settings.n is None else self.settings.n - self.done
+        return Streamed(part.ids[:left], part.images[:left], part.labels[:left], part.skipped)
+
+    def _file(self) -> Path:
+        return self.path / DONE / f"{self.done:08d}.json"
+
+    def kept(self, part: Streamed) -> list[dict[str, Any]] | None:
+        """The rows of this batch, if it was finished before, with the same pixels."""
+        found = _read(self._file()) if self._file().is_file() else None
+        return found["rows"] if found and found["pixels"] == _pixels(part) else None
+
+    def add(self, part: Streamed, rows: list[dict[str, Any]]) -> None:
+        """Notes that a batch is done, all of whose pictures are written."""
+        if not self._file().is_file() or self.kept(part) is None:
+            atomic_json(self._file(), {"pixels": _pixels(part), "rows": rows})
+        for row, image in zip(rows, part.images.numpy(), strict=True):
+            self._stems.add(row["file"])
+            if len(self.shown) < SHOWN:
+                caption = (
+                    f"{row.get('judge_before', row['label_before'])} → {row.get('judge_after', row['label_after'])}"
+                )
+                self.shown.append((image, _read_png(self.path / "edited" / f"{row['file']}.png", image), caption))
+        self.rows += rows
+        self.done += len(rows)
+
+    def stem(self, name: str) -> str:
+        """What the pictures of an image are called: its id without what files cannot be called, and no name twice."""
+        plain = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("._") or "image"
+        found, k = plain, 1
+        while found in self._stems:
+            k += 1
+            found = f"{plain}-{k}"
+        self._stems.add(found)
+        return found
+
+    def given(self, label: int) -> dict[str, str]:
+        """The image's own label, where the source has labels."""
+        return {"given": self.classes[label] if label >= 0 else ""} if self.classes else {}
+
+    def figures_left(self, n: int) -> int:
+        """How many of the next n images get a figure."""
+        return max(0, min(n, self.settings.figures - self.done))
+
+    def pictures(self, stem: str, original: np.ndarray, edited: np.ndarray) -> None:
+        """The edited image and where it changed."""
+        from ..generate.chunks import write_png
+        from ..report.edits import change_colours
+
+        change = change_colours(original, edited)
+        for folder, picture in (("edited", edited), ("difference", change)):
+            atomic_file(self.path / folder / f"{stem}.png", lambda file, picture=picture: write_png(file, picture))  # type: ignore[misc]
+
+    def figure(self, stem: str, data: bytes) -> None:
+        atomic_bytes(self.path / "figures" / f"{stem}.png", data)
+
+    def finish(self, command: str, seconds: float) -> str:
+        """Writes the table, the overview and the result; returns what to tell the user."""
+        import numpy as np
+
+        from ..learn.training import versions
+        from ..report.edits import edits_overview
+
+        with TableFile(self.path / "edits.csv") as table:
+            table.write({name: [row[name] for row in self.rows] for name in self.rows[0]})
+        originals, edited, captions = zip(*self.shown, strict=True)
+        atomic_bytes(self.path / "overview.png", edits_overview(np.stack(originals), np.stack(edited), captions))
+        metrics = measured(self.rows)
+        found = {"command": command, **self.facts, "metrics": metrics, "seconds": round(seconds, 1)}
+        atomic_json(self.path / "result.json", {**found, "versions": versions()})
+        return self._told(metrics)
+
+    def _told(self, metrics: dict[str, Any]) -> str:
+        text = f"{self.path}: {metrics['images']:,} images (edits.csv, overview.png, edited, difference, figures)"
+        if metrics["flipped"] is not None:
+            low, high = metrics["flipped_interval"]
+            who = "the judge" if self.settings.judge else "the model itself"
+            text += f"\n{100 * metrics['flipped']:.1f} % of the {metrics['others']:,} that were not {self.settings.to} "
+            text += f"now are ({100 * low:.1f} to {100 * high:.1f}), as {who} sees it; "
+            text += f"median change {metrics['rms']:.1f} grey levels (rms)"
+        return text
+
+
+def measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is said of all edits: the share of flipped ones among those that were something else, and distances."""
+    import numpy as np
+
+    from ..measure.answers import share_interval
+
+    others = [row for row in rows if not row["already"]]
+    share = sum(row["flipped"] for row in others) / len(others) if others else None
+    medians = {name: float(np.median([row[name] for row in others or rows])) for name in ("rms", "l2", "features")}
+    interval = None if share is None else list(share_interval(share, len(others)))
+    return {"images": len(rows), "others": len(others), "flipped": share, "flipped_interval": interval, **medians}
+
+
+def _pixels(part: Streamed) -> str:
+    digest = hashlib.sha256(json.dumps([part.ids, list(part.images.shape)]).encode())
+    digest.update(part.images.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(str(path), "cannot be read", "delete it and give the same command again") from None
+
+
+def _read_png(path: Path, like: np.ndarray) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as file:
+        pixels = np.asarray(file.convert("L" if len(like) == 1 else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

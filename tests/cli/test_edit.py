@@ -1,0 +1,188 @@
+"""`twofold edit`, end to end on digits with untrained models, and its failure paths."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twofold.cli.edit import in_order, target_of
+from twofold.cli.edited import Folder, measured
+from twofold.cli.main import main
+from twofold.errors import UserError
+from twofold.settings.edit import EditSettings
+from twofold.settings.presets import open_preset
+from twofold.settings.resolve import parse_assignments, resolve
+from twofold.settings.train import TrainSettings
+
+from .common import random_run
+from .test_sample_evaluate import make_run
+
+NAMES = [str(k) for k in range(10)]
+QUICK = ["strength=0.5", "steps=2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    change: dict[str, Any] = {"network": {"channels": 8, "blocks": 1}, "data": {"source": "digits"}}
+    settings, _ = resolve(TrainSettings, [*open_preset("joint-digits-mini").layers, ("test", change)])
+    return random_run(tmp_path_factory.mktemp("runs") / "joint", settings, NAMES, 0)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "judge", "digits-classifier")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three colour pictures larger than the model takes, two of one name in different folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for k, name in enumerate(("a/x.png", "b/x.png", "b/y z.png")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "edits.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_a_folder_of_pictures(
+    joint: Path, judge: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    words = ["to=3", f"judge={judge}", "figures=2", *QUICK, "--out", str(out)]
+    assert main(["edit", str(joint), str(photos), *words]) == 0
+    assert "3 images" in capsys.readouterr().out
+    rows = table(out)
+    assert [row["given"] for row in rows] == ["a", "b", "b"] and len({row["file"] for row in rows}) == 3
+    for row in rows:
+        edited, change = (Image.open(out / kind / f"{row['file']}.png") for kind in ("edited", "difference"))
+        assert edited.size == change.size == (8, 8) and (edited.mode, change.mode) == ("L", "RGB")
+        assert row["label_before"] in NAMES and row["judge_after"] in NAMES
+        assert 0 <= float(row["p_before"]) <= 1 and float(row["sigma"]) == pytest.approx(1.0) and float(row["rms"]) >= 0
+        assert row["flipped"] == str(row["judge_after"] == "3" != row["judge_before"])
+    assert len(list((out / "figures").iterdir())) == 2
+    found = json.loads((out / "result.json").read_text())
+    assert found["metrics"]["images"] == 3 and found["settings"]["to"] == "3" and found["versions"]["torch"]
+    assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_again_continues(
+    joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import twofold.generate.edit as module
+
+    out, calls, whole = tmp_path / "o", [], module.apply
+    words = ["edit", str(joint), "digits", "to=1", "n=5", "micro_batch=2", "figures=0", *QUICK, "--out", str(out)]
+
+    def third_fails(*arguments: Any, **more: Any) -> Any:
+        calls.append(len(arguments[2]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(module, "apply", third_fails)
+    assert main(words) == 130 and not (out / "edits.csv").exists() and calls == [2, 2, 1]
+    assert main(words) == 0 and calls == [2, 2, 1, 1]  # what was finished is not computed again
+    first = (out / "edits.csv").read_bytes()
+    monkeypatch.setattr(module, "apply", None)
+    assert main(words) == 0 and (out / "edits.csv").read_bytes() == first and len(table(out)) == 5
+    straight = tmp_path / "straight"
+    monkeypatch.setattr(module, "apply", whole)
+    assert main([*words[:-1], str(straight)]) == 0
+    assert (straight / "edits.csv").read_bytes() == first
+    assert (straight / "overview.png").read_bytes() == (out / "overview.png").read_bytes()
+    capsys.readouterr()
+    assert main([*words, "seed=1"]) == 2
+    assert "another model, of other images or settings" in said(capsys)
+
+
+def test_default_folder_is_in_the_run(joint: Path, photos: Path) -> None:
+    assert main(["edit", str(joint), str(photos / "a" / "x.png"), "to=3", "noise=random", *QUICK]) == 0
+    (folder,) = (joint / "edits").iterdir()
+    assert folder.name.startswith("x-") and len(table(folder)) == 1 and "given" not in table(folder)[0]
+
+
+def test_labels_guide_a_conditional_denoiser(photos: Path, tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "cond"), tmp_path / "o"
+    words = ["to=3", "margin=1", *QUICK, "--out", str(out)]
+    assert main(["edit", str(run), str(photos / "a" / "x.png"), *words]) == 0
+    assert table(out)[0]["scale"] == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["to=11"], "to=11: no such class; the classes are 0, 1, 2, 3"),
+        ([], "to"),
+        (["to=3", "strength=2"], "strength"),
+        (["to=3", "sigma=1e5"], "sigma=100000: the model knows"),
+        (["to=3", "guide=labels"], "guide=labels: this model is unconditional"),
+        (["to=3", "guide=nobody"], "nobody: no such run"),
+    ],
+)
+def test_mistakes_are_told(
+    joint: Path, photos: Path, tmp_path: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    assert main(["edit", str(joint), str(photos), *words, "--quiet", "--out", str(out)]) == 2
+    assert expected in said(capsys) and not out.exists()
+
+
+def test_more_mistakes(
+    joint: Path, judge: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["edit", str(judge), str(photos), "to=3", *QUICK]) == 2
+    assert "holds a classifier, which generates nothing" in said(capsys)
+    assert main(["edit", str(joint), str(photos), "to=3", f"judge={joint.parent}", *QUICK]) == 2
+    assert "holds neither a run" in said(capsys)
+    other = make_run(tmp_path / "other", "digits-classifier", classes=[f"k{i}" for i in range(10)])
+    assert main(["edit", str(joint), str(photos), "to=3", f"judge={other}", *QUICK]) == 2
+    assert "does not know the same classes" in said(capsys)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    assert main(["edit", str(joint), str(tmp_path / "bad"), "to=3", *QUICK, "--out", str(tmp_path / "o")]) == 2
+    assert "x.png" in said(capsys)
+    skip = ["on_bad_image=skip", "--out", str(tmp_path / "p")]
+    assert main(["edit", str(joint), str(tmp_path / "bad"), "to=3", *QUICK, *skip]) == 2
+    assert "holds no readable image" in said(capsys)
+    assert main(["edit", str(joint), str(photos), "to=3", *QUICK, "--out", str(photos)]) == 2
+    assert "no folder of edits" in said(capsys)
+
+
+def test_targets_in_words() -> None:
+    assert target_of("b", ["a", "b"], False).tolist() == [1]
+    assert target_of("a;not b", ["a", "b", "c"], True).tolist() == [[1, 0, -1]]
+    with pytest.raises(UserError, match="to=d"):
+        target_of("d", ["a", "b"], True)
+    assert EditSettings.model_validate(parse_assignments(["to=007"])).to == "007"
+    assert in_order(None, ["a"], None) is None
+
+
+def test_files_are_called_after_images_and_never_alike(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "o", {}, [], EditSettings(to="1"))
+    names = [folder.stem(name) for name in ("a/x.png", "a_x.jpg", "../../etc", "", "é ü.png", "data.parquet:3")]
+    assert names[:2] == ["a_x", "a_x-2"] and len(set(names)) == 6
+    assert all(name and "/" not in name and not name.startswith(".") for name in names)
+
+
+def test_what_is_said_of_all_edits() -> None:
+    row = {"already": False, "flipped": True, "rms": 2.0, "l2": 1.0, "features": 0.1}
+    found = measured(
+        [row, row | {"flipped": False, "rms": 4.0}, row | {"already": True, "flipped": False, "rms": 99.0}]
+    )
+    assert found["flipped"] == 0.5 and found["others"] == 2 and found["images"] == 3 and found["rms"] == 3.0
+    assert measured([row | {"already": True}])["flipped"] is None
