@@ -16,13 +16,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
     from .codec import Codec, PixelCodec
     from .data import Store, open_store
-    from .denoiser import Classifier, Denoiser, Encoder, NetworkDenoiser, State
+    from .denoiser import Classifier, Denoiser, Encoder, JointDenoiser, NetworkDenoiser, State
     from .errors import UserError
+    from .generate.edit import Edited, edit
     from .generate.sample import sample
     from .learn.training import train
     from .noise import Family, family
     from .oracle import MixtureDenoiser
     from .recognize.anomaly import AnomalyDetector
+    from .recognize.likelihood import bits_per_dimension
     from .recognize.zero_shot import ZeroShotClassifier
     from .run.features import DiffusionFeatures
     from .run.folder import Run
@@ -35,8 +37,10 @@ _TABLE = {
     "Codec": "codec",
     "Denoiser": "denoiser",
     "DiffusionFeatures": "run.features",
+    "Edited": "generate.edit",
     "Encoder": "denoiser",
     "Family": "noise",
+    "JointDenoiser": "denoiser",
     "Layer": "taps",
     "MixtureDenoiser": "oracle",
     "NetworkDenoiser": "denoiser",
@@ -46,6 +50,8 @@ _TABLE = {
     "Store": "data",
     "UserError": "errors",
     "ZeroShotClassifier": "recognize.zero_shot",
+    "bits_per_dimension": "recognize.likelihood",
+    "edit": "generate.edit",
     "family": "noise",
     "load": "run",
     "open_store": "data",
@@ -60,8 +66,10 @@ __all__ = [  # noqa: RUF022 (sorted as the table is)
     "Codec",
     "Denoiser",
     "DiffusionFeatures",
+    "Edited",
     "Encoder",
     "Family",
+    "JointDenoiser",
     "Layer",
     "MixtureDenoiser",
     "NetworkDenoiser",
@@ -71,6 +79,8 @@ __all__ = [  # noqa: RUF022 (sorted as the table is)
     "Store",
     "UserError",
     "ZeroShotClassifier",
+    "bits_per_dimension",
+    "edit",
     "family",
     "load",
     "open_store",

@@ -76,6 +76,9 @@ class Joint(Denoising):
     pseudo_threshold: float | None = Field(
         None, gt=0, lt=1, description="learn from own answers about clean images that are so sure (0.95 is usual)"
     )
+    pseudo_balanced: bool = Field(
+        False, description="for that, take classes for equally frequent: without it rare answers become ever rarer"
+    )
     pseudo_weight: float = Field(1.0, ge=0, description="factor on that part of the classification loss")
     denoise: bool = Field(True, description="false: train the encoder and the classifier alone, as a baseline")
 

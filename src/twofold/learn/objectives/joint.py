@@ -185,6 +185,8 @@ class JointObjective(DenoisingObjective):
             target, sure = (probabilities > 0.5).float(), torch.maximum(probabilities, 1 - probabilities)
         else:
             probabilities = probabilities.softmax(1)
+            if self.asks.pseudo_balanced:
+                probabilities = balanced(probabilities)
             target = attributes(probabilities.argmax(1), probabilities.shape[1]).float()
             sure = probabilities.amax(1, keepdim=True).expand_as(probabilities)
         known = (sure >= self.asks.pseudo_threshold).float()
@@ -202,6 +204,16 @@ class JointObjective(DenoisingObjective):
         logits = self._clean_logits(batch)
         target = attributes(batch.label, logits.shape[1]).float()
         return classification_loss(logits, target.clamp(min=0), (target >= 0).float(), self.asks.multi_label)
+
+
+def balanced(probabilities: Tensor) -> Tensor:
+    """Answers (n, K) as they would be if every class were as frequent in the batch as the others.
+
+    Divided by their mean over the batch (Berthelot et al. 2020, ReMixMatch's distribution alignment, whose running mean
+    is that of the batch here: nothing to keep, and the same in every process).
+    """
+    found = probabilities / probabilities.mean(0).clamp(min=torch.finfo(probabilities.dtype).tiny)
+    return found / found.sum(1, keepdim=True)
 
 
 def weight_at(settings: Joint, n_images: int) -> float:
