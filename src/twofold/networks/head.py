@@ -23,9 +23,12 @@ MOST = 512  # hidden units of a head whose width is not given
 SLOPE = 0.01  # of the published head's leaky ReLU
 
 
-def pooled(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Means over pixels (B, D_k), float32 or better."""
-    return [h.to(torch.promote_types(h.dtype, torch.float32)).mean((2, 3)) for h in maps]
+def pooled(maps: Sequence[Tensor], pool: int = 1) -> list[Tensor]:
+    """Means over the parts of a grid of pool x pool, (B, D_k pool^2), float32 or better."""
+    found = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in maps]
+    if pool == 1:
+        return [h.mean((2, 3)) for h in found]
+    return [F.adaptive_avg_pool2d(h, pool).flatten(1) for h in found]
 
 
 def build_head(settings: TapHeadSettings, widths: Sequence[int], embedding: int, classes: int) -> nn.Module:
@@ -33,7 +36,7 @@ def build_head(settings: TapHeadSettings, widths: Sequence[int], embedding: int,
 
     Raises `UserError` for fewer than 2 classes.
     """
-    classes = settings.classes or classes
+    classes, widths = settings.classes or classes, [width * settings.pool**2 for width in widths]
     if classes < 2:
         raise UserError("network.head.classes", f"a classifier of {classes} classes", "it needs at least 2")
     if settings.kind == "published":

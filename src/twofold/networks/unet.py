@@ -161,9 +161,9 @@ class UNet(nn.Module):
 
     def read(self, state: State, rows: Tensor | None = None) -> Tensor:
         """What the head sees in a state that may have been edited: logits (B, classes), or of these rows alone."""
-        assert self.head is not None
-        taps = pooled([state.taps["mid"], *(state.taps[f"enc.{k}"] for k in range(len(self.enc)))])
-        c_noise = state.context["c_noise"]
+        assert self.head is not None and self.settings.head is not None
+        maps = [state.taps["mid"], *(state.taps[f"enc.{k}"] for k in range(len(self.enc)))]
+        taps, c_noise = pooled(maps, self.settings.head.pool), state.context["c_noise"]
         if rows is not None:
             taps, c_noise = [z[rows] for z in taps], c_noise[rows]
         return self.head(taps, c_noise, self.embedding.waves(c_noise))
