@@ -17,6 +17,7 @@ class TapHeadSettings(Settings):
         description="taps: layer norms, told the noise level by an embedding; published: Joint Diffusion's head, batch "
         "norms over the features and the raw time",
     )
+    pool: int = Field(1, ge=1, description="maps are averaged over the parts of a grid of so many by so many")
     hidden: int | None = Field(
         None, ge=1, description="width of its hidden layer; null = half its input's (taps: at most 512)"
     )
