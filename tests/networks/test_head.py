@@ -49,6 +49,21 @@ def test_any_depth(multipliers: tuple[int, ...], blocks: int, kind: str) -> None
     assert network.read(state).shape == (2, 3)
 
 
+def test_means_over_parts() -> None:
+    """With a grid of 2 x 2 the head knows where things are: a mirrored map is another answer."""
+    found = {}
+    for pool in (1, 2):
+        torch.manual_seed(0)
+        head = TapHeadSettings(dropout=0, pool=pool)
+        settings = UNetSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(), head=head)
+        network = UNet(settings, (1, 8, 8), 3).eval()
+        state = network.encode(torch.randn(2, 1, 8, 8), torch.zeros(2))
+        before = network.read(state)
+        state.taps["mid"] = state.taps["mid"].flip(-1)
+        found[pool] = torch.allclose(network.read(state), before, atol=1e-5)
+    assert found == {1: True, 2: False}
+
+
 def test_one_pass_for_both() -> None:
     """F of the first images and logits of chosen ones are what separate passes give."""
     network = small().eval()
