@@ -46,7 +46,7 @@ def settings_of(arm: str, seed: int, data: str, changes: dict[str, Any]) -> Trai
     if arm == "generative":
         whole["objective"], whole["network"]["head"] = {"kind": "denoising"}, None
     if arm == "classifier":
-        whole["objective"] |= {"denoise": False, "weight": 1.0, "pseudo_threshold": None}
+        whole["objective"] |= {"denoise": False, "weight": 1.0, "pseudo_labels": "none"}
     return resolve(TrainSettings, [(arm, whole)])[0]
 
 

@@ -52,7 +52,13 @@ def test_sample(tmp_path: Path) -> None:
 def test_joint_training(tmp_path: Path) -> None:
     """Few labels, with images of their own for the head: the weights are those of one process, up to rounding."""
     words = ["joint-digits-mini", "data.labels_per_class=2", "objective.vary=1", "network.head.dropout=0"]
-    words += ["network.channels=8", "network.blocks=1", "objective.pseudo_threshold=0.5", "train.batch_size=32"]
+    words += [
+        "network.channels=8",
+        "network.blocks=1",
+        "objective.pseudo_labels=sure",
+        "objective.pseudo_threshold=0.5",
+        "train.batch_size=32",
+    ]
     words += ["train.n_images=128", "train.warmup_images=0", "train.lr=1e-3", "validation.samples=0", "--device", "cpu"]
     assert main(["train", *words, "--quiet", "--out", str(tmp_path / "one")]) == 0
     torchrun("train", *words, "--quiet", "--out", str(tmp_path / "two"), cwd=tmp_path)

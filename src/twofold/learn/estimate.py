@@ -85,7 +85,7 @@ def _images_besides(settings: TrainSettings) -> float:
     clean, noised = objective.reads != "noised", objective.reads != "clean"
     few = objective.labelled_batch or 0
     besides = few / settings.train.batch_size * (clean + noised) if few else float(clean)
-    return besides + float(clean) * (objective.pseudo_threshold is not None)
+    return besides + float(clean) * (objective.pseudo_labels != "none")
 
 
 def measure_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:

@@ -51,7 +51,7 @@ class Joint(Denoising):
     """Objective: the denoising loss, and a classifier on the encoder's maps. Gives a joint model: both at once."""
 
     kind: Literal["joint"] = "joint"  # type: ignore[assignment]
-    weight: float = Field(0.01, ge=0, description="factor on the classification loss (Joint Diffusion: 0.001)")
+    weight: float = Field(0.1, ge=0, description="factor on the classification loss (Joint Diffusion: 0.001)")
     weight_from_images: int = Field(0, ge=0, description="images after which the classifier begins to be trained")
     weight_rampup_images: int = Field(0, ge=0, description="images over which the factor then rises linearly from 0")
     weight_until_images: int | None = Field(None, ge=1, description="images after which it is 0 again; null = never")
@@ -73,9 +73,12 @@ class Joint(Denoising):
     )
     vary_flip: bool = Field(True, description="whether that mirrors images; false for digits and letters")
     mix: float = Field(0.0, ge=0, le=1, description="share of its clean images that are mixed with another one (MixUp)")
-    pseudo_threshold: float | None = Field(
-        None, gt=0, lt=1, description="learn from own answers about clean images that are so sure (0.95 is usual)"
+    pseudo_labels: Literal["none", "sure", "soft"] = Field(
+        "none",
+        description="learn from own answers about clean images: those that are sure (FixMatch), or all, sharpened "
+        "(MixMatch; with mix=1)",
     )
+    pseudo_threshold: float = Field(0.95, ge=0, lt=1, description="sure: probability from which an answer counts")
     pseudo_balanced: bool = Field(
         False, description="for that, take classes for equally frequent: without it rare answers become ever rarer"
     )
@@ -230,6 +233,8 @@ class TrainSettings(Settings):
             raise ValueError(f"objective.kind=joint is for network.kind=unet, not {network.kind}")
         if objective.levels == "importance":
             raise ValueError("objective.levels=importance goes by the denoising loss alone, not with kind=joint")
+        if objective.pseudo_balanced and objective.multi_label:
+            raise ValueError("objective.pseudo_balanced=true is for one label per image, not for multi_label=true")
         if objective.multi_label and network.classes:
             raise ValueError(
                 "objective.multi_label=true needs network.classes=0: a network is conditioned on one label"

@@ -13,8 +13,9 @@ it takes no part in the classification loss, its mean, or any statistics. Where 
 come with every batch for the head alone (`Batch.labelled`), so that it learns from all of them at an even pace while
 the denoising loss sees each image as often as any other.
 
-With `pseudo_threshold` the head also learns from its own answers: what it is sure of in the clean image is the label of
-the varied and the noised one (Sohn et al. 2020, FixMatch), for all images of the batch, whatever their label.
+With `pseudo_labels` the head also learns from its own answers, for all images of the batch, whatever their label: what
+it takes the clean image for is the label of the varied and the noised one. Either where it is sure (Sohn et al. 2020,
+FixMatch) or always, the answer sharpened and images mixed (Berthelot et al. 2019, MixMatch).
 """
 
 from __future__ import annotations
@@ -139,9 +140,9 @@ class JointObjective(DenoisingObjective):
         target = attributes(seen.label[at], len(self.joint.class_names)).float()
         told = Answers(self._smooth(target.clamp(min=0)), (target >= 0).float(), at)
         questions = self._forms(seen, told, self._each, noised if batch.labelled is None else None, self.asks.mix)
-        if self.asks.pseudo_threshold is not None:
+        if self.asks.pseudo_labels != "none":
             every = self._pseudo_labels(batch)
-            questions += self._forms(batch, every, self._weight * self.asks.pseudo_weight, noised, 0.0)
+            questions += self._forms(batch, every, self._weight * self.asks.pseudo_weight, noised, self.asks.mix)
         return questions
 
     def _forms(self, seen: Batch, told: Answers, factor: float, noised: Noised | None, share: float) -> list[Question]:
@@ -174,22 +175,17 @@ class JointObjective(DenoisingObjective):
 
     @torch.no_grad()
     def _pseudo_labels(self, batch: Batch) -> Answers:
-        """What the head takes clean images for, where it is sure enough; their labels are not looked at."""
-        assert self.asks.pseudo_threshold is not None
+        """What the head takes clean images for; their labels are not looked at."""
         head: Any = self.network.head
         head.eval()  # without dropout, and without a trace in the published head's statistics
-        probabilities = self._clean_logits(batch)
+        logits = self._clean_logits(batch)
         head.train()
-        if self.asks.multi_label:
-            probabilities = probabilities.sigmoid()
-            target, sure = (probabilities > 0.5).float(), torch.maximum(probabilities, 1 - probabilities)
-        else:
-            probabilities = probabilities.softmax(1)
-            if self.asks.pseudo_balanced:
-                probabilities = balanced(probabilities)
-            target = attributes(probabilities.argmax(1), probabilities.shape[1]).float()
-            sure = probabilities.amax(1, keepdim=True).expand_as(probabilities)
-        known = (sure >= self.asks.pseudo_threshold).float()
+        chances = logits.sigmoid() if self.asks.multi_label else logits.softmax(1)
+        if self.asks.pseudo_balanced:
+            chances = balanced(chances)
+        target, known = soft_labels(chances, self.asks.multi_label), torch.ones_like(chances)
+        if self.asks.pseudo_labels == "sure":
+            target, known = sure_labels(chances, self.asks.multi_label, self.asks.pseudo_threshold)
         return Answers(target, known, torch.arange(len(target), device=target.device))
 
     def _smooth(self, target: Tensor) -> Tensor:
@@ -206,13 +202,27 @@ class JointObjective(DenoisingObjective):
         return classification_loss(logits, target.clamp(min=0), (target >= 0).float(), self.asks.multi_label)
 
 
-def balanced(probabilities: Tensor) -> Tensor:
-    """Answers (n, K) as they would be if every class were as frequent in the batch as the others.
+def sure_labels(chances: Tensor, multi_label: bool, threshold: float) -> tuple[Tensor, Tensor]:
+    """(target, known), both (n, K), of answers (n, K): the likeliest one counts where it is at least so likely."""
+    if multi_label:
+        return (chances > 0.5).float(), (torch.maximum(chances, 1 - chances) >= threshold).float()
+    sure, label = chances.max(1, keepdim=True)
+    return torch.zeros_like(chances).scatter_(1, label, 1.0), (sure >= threshold).float().expand_as(chances)
+
+
+def soft_labels(chances: Tensor, multi_label: bool) -> Tensor:
+    """Answers (n, K) made surer: squared, which is temperature 1/2 (Berthelot et al. 2019, MixMatch, eq. 7)."""
+    squared = chances.square()
+    return squared / (squared + (1 - chances).square() if multi_label else squared.sum(1, keepdim=True))
+
+
+def balanced(chances: Tensor) -> Tensor:
+    """Answers (n, K) to single questions as they would be if every class were as frequent in the batch as the others.
 
     Divided by their mean over the batch (Berthelot et al. 2020, ReMixMatch's distribution alignment, whose running mean
     is that of the batch here: nothing to keep, and the same in every process).
     """
-    found = probabilities / probabilities.mean(0).clamp(min=torch.finfo(probabilities.dtype).tiny)
+    found = chances / chances.mean(0).clamp(min=torch.finfo(chances.dtype).tiny)
     return found / found.sum(1, keepdim=True)
 
 
