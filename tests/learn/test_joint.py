@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional
 
@@ -18,7 +20,7 @@ from twofold.learn import train
 from twofold.learn.batches import Batch, Batches, labelled_rows
 from twofold.learn.events import Saved
 from twofold.learn.objectives import objective
-from twofold.learn.objectives.joint import JointObjective, weight_at
+from twofold.learn.objectives.joint import JointObjective, balanced, soft_labels, sure_labels, weight_at
 from twofold.noise import add
 from twofold.run import build, load
 from twofold.settings.data import DataSettings
@@ -176,6 +178,57 @@ def test_without_denoising_the_decoder_rests() -> None:
     empty = batch_of(found, [-1, -1])
     found.begin(0, empty.label)
     assert found(empty).tolist() == [0, 0]
+
+
+def extra(found: JointObjective, batch: Batch) -> torch.Tensor:
+    """The classification part of each image's loss."""
+    found.begin(0, batch.label)
+    noised = found.noised(batch)
+    return found(batch) - found.loss(found.joint(noised.x, noised.sigma, noised.cond), noised)
+
+
+def test_sure_answers_are_labels() -> None:
+    """Of clean images, above the threshold and nowhere else; the labels themselves are not looked at."""
+    found = made(reads="noised", pseudo_labels="sure", pseudo_threshold=0.46, pseudo_weight=0.5, weight=2.0)
+    batch = batch_of(found, [-1] * 12)
+    x0, noised = found.joint.codec.encode(batch.images), found.noised(batch)
+    sure, label = found.joint.logits(x0).softmax(1).max(1)
+    assert 0 < int((sure >= 0.46).sum()) < 12  # both kinds are there
+    entropy = functional.cross_entropy(found.joint.logits(noised.x, noised.sigma), label, reduction="none")
+    expected = torch.where(sure >= 0.46, 2.0 * 0.5 * entropy, 0.0)
+    torch.testing.assert_close(extra(found, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_answers_are_sharpened_and_balanced() -> None:
+    found = made(reads="noised", pseudo_labels="soft", pseudo_balanced=True, weight=1.0)
+    batch = batch_of(found, [-1] * 6)
+    x0, noised = found.joint.codec.encode(batch.images), found.noised(batch)
+    p = found.joint.logits(x0).softmax(1).double()
+    p = p / p.mean(0)
+    target = (p / p.sum(1, keepdim=True)) ** 2
+    target = (target / target.sum(1, keepdim=True)).float()
+    log_p = functional.log_softmax(found.joint.logits(noised.x, noised.sigma), 1)
+    torch.testing.assert_close(extra(found, batch), -(target * log_p).sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_answers_to_several_questions() -> None:
+    chances = torch.tensor([[0.9, 0.5, 0.02]])
+    target, known = sure_labels(chances, True, 0.9)
+    assert target.tolist() == [[1, 0, 0]] and known.tolist() == [[1, 0, 1]]
+    expected = [[0.81 / 0.82, 0.5, 0.0004 / (0.0004 + 0.98**2)]]
+    torch.testing.assert_close(soft_labels(chances, True), torch.tensor(expected))
+    with pytest.raises(UserError, match="pseudo_balanced=true is for one label per image"):
+        settings(pseudo_labels="soft", pseudo_balanced=True, multi_label=True)
+
+
+@given(st.integers(0, 100), st.integers(2, 6), st.integers(1, 40))
+def test_balanced_answers(seed: int, classes: int, images: int) -> None:
+    """Still probabilities; and where all images get the same answer, nothing is known of any."""
+    chances = torch.rand(images, classes, generator=torch.Generator().manual_seed(seed)).double().softmax(1)
+    found = balanced(chances)
+    torch.testing.assert_close(found.sum(1), torch.ones(images, dtype=torch.float64))
+    same = chances[:1].expand(images, classes)
+    torch.testing.assert_close(balanced(same), torch.full_like(same, 1 / classes))
 
 
 def test_schedule_of_the_weight() -> None:
