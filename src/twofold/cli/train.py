@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
-from ..settings.train import TrainSettings
+from ..settings.train import ObjectiveSettings, TrainSettings
 from .show import Progress, metrics_line, say, training
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     first = is_first()
     result = train_run(settings, out, args.device, args.quiet or not first, command_line())
     if first:
-        print_result(out, result)
+        print_result(out, result, settings.objective)
     return 0
 
 
@@ -154,18 +154,20 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     import torch
 
     from ..data import open_store
+    from ..learn.classes import class_names
     from ..learn.estimate import estimate, measure_flops_per_second
     from ..learn.training import complete
     from ..run import Run
 
     data = settings.data
     starts = settings.init_from is not None or settings.resume_from is not None or settings.lora is not None
-    if data.size and data.channels and settings.network.classes is not None and not starts:
+    known = settings.network.classes if settings.objective.kind != "joint" else None
+    if data.size and data.channels and known is not None and not starts:
         shape: tuple[int, int, int] = (data.channels, *data.size)
-        classes = [""] * (settings.network.classes or 0)
+        classes = [""] * known
     else:
         store = open_store(data)
-        shape, classes = store.shape, store.classes
+        shape, classes = store.shape, class_names(settings, store)
         settings = complete(settings, store, Run(out))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = estimate(settings, shape, classes, flops_per_second=measure_flops_per_second(chosen))
@@ -187,10 +189,10 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def print_result(out: Path, result: dict[str, Any]) -> None:
+def print_result(out: Path, result: dict[str, Any], objective: ObjectiveSettings) -> None:
     """The result of a finished run, and what to do next."""
     print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
     print("  " + metrics_line(result["metrics"]))
     print(f"  report: {out / 'report.html'}")
-    generates = "accuracy" not in result["metrics"]
+    generates = getattr(objective, "denoise", objective.kind != "supervised")
     print("  next: " + (f"twofold sample {out}    " if generates else "") + f"twofold evaluate {out}")
