@@ -24,6 +24,7 @@ from torch import Tensor
 import twofold
 from twofold.generate.edit import edit
 from twofold.generate.pull import answers
+from twofold.hashing import weights_hash
 from twofold.learn.probed import mean_interval
 from twofold.measure.neighbours import nearest
 from twofold.recognize.views import image_noise
@@ -50,7 +51,7 @@ def targets(labels: Tensor, seed: int, classes: int = 10) -> Tensor:
 def nearest_real(images: Tensor, wanted: Tensor, train: Tensor, labels: Tensor) -> Tensor:
     """L2 in pixels (N,) from each image to the nearest training image of its target class."""
     found = torch.empty(len(images), dtype=torch.float64)
-    for k in range(10):
+    for k in wanted.unique():
         rows = wanted == k
         flat = images[rows].flatten(1).double(), train[labels == k].flatten(1).double()
         found[rows] = nearest(*flat, 1)[0][:, 0]
@@ -78,7 +79,6 @@ def measure(
         "rms": round(float(found.near.rms.median()), 1),
         "features": round(float(found.near.features.median()), 3),
         "l2_nearest_real": round(float(limit.median()), 1),
-        "images": len(images),
         "seconds_an_image": round((time.monotonic() - start) / len(images), 3),
     }
 
@@ -98,31 +98,40 @@ def main() -> None:
     rows, real = store.indices(arguments.part)[: arguments.n], store.indices("train")
     images, train = store.batch(rows), store.batch(real)
     labels, train_labels = (torch.from_numpy(store.labels[r].astype("int64")) for r in (rows, real))
-    models = {"own": twofold.load(arguments.run)}
+    models = {source: twofold.load(source) for source in (arguments.run, arguments.conditional) if source}
     judge = twofold.load(arguments.judge)
+    hashes = {source: [weights_hash(part)[:8] for part in (model, judge)] for source, model in models.items()}
     kept = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    done = {(row["configuration"], row["seed"], row["part"], row["images"]): row for row in kept}
+    done = {key_of(row): row for row in kept}
+    wanted_rows: dict[str, list[Any]] = {name: [] for name in arguments.only}
     for seed in range(arguments.seeds):
         for name in arguments.only:
-            key = (name, seed, arguments.part, len(images))
             source = arguments.conditional if name == "labels" else arguments.run
-            if key in done or source is None:
+            if source is None:
                 continue
-            model = models.setdefault(source, twofold.load(source))
-            wanted = targets(labels, seed)
-            limit = nearest_real(images, wanted, train, train_labels)
-            found = measure(model, judge, CONFIGURATIONS[name], images, wanted, limit)
-            done[key] = {"configuration": name, "seed": seed, "part": arguments.part, **found}
-            report("counterfactuals", **done[key])
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(done[key]) + "\n")
-    for name in arguments.only:
-        table(name, [row for row in done.values() if (row["configuration"], row["part"]) == (name, arguments.part)])
+            row = {"configuration": name, "seed": seed, "part": arguments.part, "images": len(images)}
+            row["weights"] = hashes[source]
+            if key_of(row) not in done:
+                wanted = targets(labels, seed)
+                limit = nearest_real(images, wanted, train, train_labels)
+                done[key_of(row)] = row | measure(models[source], judge, CONFIGURATIONS[name], images, wanted, limit)
+                report("counterfactuals", **done[key_of(row)])
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(done[key_of(row)]) + "\n")
+            wanted_rows[name].append(done[key_of(row)])
+    for name, found in wanted_rows.items():
+        table(name, found)
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """What a row is kept under: the same models, images and configuration are not measured twice."""
+    return json.dumps([row.get(k) for k in ("configuration", "seed", "part", "images", "weights")])
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> None:
     """One line of means and intervals."""
     if not rows:
+        print(f"{name:24} missing")
         return
     parts = []
     for what in ("both", "flipped", "near"):

@@ -28,6 +28,7 @@ from twofold.denoiser import Denoiser
 from twofold.generate import draw, plan
 from twofold.generate.cost import relative_cost
 from twofold.generate.labels import check_labels
+from twofold.hashing import weights_hash
 from twofold.measure import Gaussian, embed, encoder, frechet_distance
 from twofold.measure.encoders import probabilities
 from twofold.run import Run
@@ -139,21 +140,24 @@ def main() -> None:
     wanted = [(arguments.run, *one) for one in JOINT]
     wanted += [(arguments.conditional, *one) for one in CONDITIONAL if arguments.conditional]
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
-    done = {json.dumps([row[k] for k in ("method", "how", "seed", "n")]) for row in rows}
+    names = {source: [weights_hash(part)[:8] for part in (model, judge)] for source, model in models.items()}
+    kept = [row for row in rows if row.get("weights") in names.values()]  # of these models
+    done = {json.dumps([row[k] for k in ("method", "how", "seed", "n")]) for row in kept}
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for name, method, how in wanted:
             if json.dumps([method, how, seed, arguments.n]) in done:
                 continue
-            row = {"method": method, "how": how, "seed": seed, "n": arguments.n}
+            row = {"method": method, "how": how, "seed": seed, "n": arguments.n, "weights": names[name]}
             row |= measured(models[name], judge, real, how, arguments.n, seed) | {"machine": machine()}
-            rows.append(json.loads(json.dumps(row)))
+            kept.append(json.loads(json.dumps(row)))
             with arguments.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print({k: row[k] for k in ("method", "seed", "share", "frechet", "cost")}, scale_of(how), flush=True)
-    print(table(rows, [(method, how) for _, method, how in wanted], arguments.seeds))
+    kept = [row for row in kept if row["n"] == arguments.n]
+    print(table(kept, [(method, how) for _, method, how in wanted], arguments.seeds))
     if arguments.figure:
-        draw_figure(rows, arguments.figure)
+        draw_figure(kept, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from twofold.cli.edit import in_order, target_of
 from twofold.cli.edited import Folder, measured
 from twofold.cli.main import main
 from twofold.errors import UserError
+from twofold.generate.pull import answers
 from twofold.settings.edit import EditSettings
 from twofold.settings.presets import open_preset
 from twofold.settings.resolve import parse_assignments, resolve
@@ -27,11 +30,15 @@ NAMES = [str(k) for k in range(10)]
 QUICK = ["strength=0.5", "steps=2", "--quiet"]
 
 
+def joint_run(path: Path, **change: Any) -> Path:
+    change = {"network": {"channels": 8, "blocks": 1}, "data": {"source": "digits"}, **change}
+    settings, _ = resolve(TrainSettings, [*open_preset("joint-digits-mini").layers, ("test", change)])
+    return random_run(path, settings, NAMES, 0)
+
+
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    change: dict[str, Any] = {"network": {"channels": 8, "blocks": 1}, "data": {"source": "digits"}}
-    settings, _ = resolve(TrainSettings, [*open_preset("joint-digits-mini").layers, ("test", change)])
-    return random_run(tmp_path_factory.mktemp("runs") / "joint", settings, NAMES, 0)
+    return joint_run(tmp_path_factory.mktemp("runs") / "joint")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,10 @@ def test_the_same_command_again_continues(
     assert main(words) == 0 and calls == [2, 2, 1, 1]  # what was finished is not computed again
     first = (out / "edits.csv").read_bytes()
     monkeypatch.setattr(module, "apply", None)
-    assert main(words) == 0 and (out / "edits.csv").read_bytes() == first and len(table(out)) == 5
+    result = (out / "result.json").read_bytes()
+    again = [*words[:1], str(joint.parent / ".." / joint.parent.name / joint.name), *words[2:]]  # of the same model
+    assert main(again) == 0 and (out / "edits.csv").read_bytes() == first and len(table(out)) == 5
+    assert (out / "result.json").read_bytes() == result
     straight = tmp_path / "straight"
     monkeypatch.setattr(module, "apply", whole)
     assert main([*words[:-1], str(straight)]) == 0
@@ -107,13 +117,28 @@ def test_the_same_command_again_continues(
     assert (straight / "overview.png").read_bytes() == (out / "overview.png").read_bytes()
     capsys.readouterr()
     assert main([*words, "seed=1"]) == 2
-    assert "another model, of other images or settings" in said(capsys)
+    assert "holds other edits: seed: 0 -> 1; choose another --out" in said(capsys)
+    (out / "request.json").write_text("[1]")
+    assert main(words) == 2 and "request.json: cannot be read" in said(capsys)
 
 
 def test_default_folder_is_in_the_run(joint: Path, photos: Path) -> None:
     assert main(["edit", str(joint), str(photos / "a" / "x.png"), "to=3", "noise=random", *QUICK]) == 0
     (folder,) = (joint / "edits").iterdir()
     assert folder.name.startswith("x-") and len(table(folder)) == 1 and "given" not in table(folder)[0]
+
+
+def test_attributes_are_named_together(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = joint_run(tmp_path / "attributes", objective={"multi_label": True}), tmp_path / "o"
+    words = ["edit", str(run), str(photos / "a" / "x.png"), *QUICK, "confidence=0.5", "--out", str(out)]
+    assert main([*words, "to=3;not 44"]) == 2 and "to=3;not 44: no attribute '44'" in said(capsys)
+    assert not out.exists() and main([*words, "to=3;not 4"]) == 0
+    (row,) = table(out)
+    for when in ("before", "after"):
+        assert set(row[f"label_{when}"].split(";")) <= {*NAMES, ""}
+        there = {"3", "4"} & set(row[f"label_{when}"].split(";"))
+        assert when == "before" or row["flipped"] == str(there == {"3"} and row["already"] == "False")
+    assert len(list((out / "figures").iterdir())) == 1
 
 
 def test_labels_guide_a_conditional_denoiser(photos: Path, tmp_path: Path) -> None:
@@ -132,6 +157,7 @@ def test_labels_guide_a_conditional_denoiser(photos: Path, tmp_path: Path) -> No
         (["to=3", "sigma=1e5"], "sigma=100000: the model knows"),
         (["to=3", "guide=labels"], "guide=labels: this model is unconditional"),
         (["to=3", "guide=nobody"], "nobody: no such run"),
+        (["to=3", "guide=onw"], "guide=onw: neither a kind of guide nor a run; did you mean 'own'"),
     ],
 )
 def test_mistakes_are_told(
@@ -161,6 +187,8 @@ def test_more_mistakes(
     assert "holds no readable image" in said(capsys)
     assert main(["edit", str(joint), str(photos), "to=3", *QUICK, "--out", str(photos)]) == 2
     assert "no folder of edits" in said(capsys)
+    assert main(["edit", str(joint), str(photos), "to=3", *QUICK, "--out", str(photos / "a" / "x.png" / "o")]) == 2
+    assert "Not a directory" in said(capsys)
 
 
 def test_targets_in_words() -> None:
@@ -169,7 +197,21 @@ def test_targets_in_words() -> None:
     with pytest.raises(UserError, match="to=d"):
         target_of("d", ["a", "b"], True)
     assert EditSettings.model_validate(parse_assignments(["to=007"])).to == "007"
-    assert in_order(None, ["a"], None) is None
+
+
+def test_who_may_judge() -> None:
+    guide: Any = SimpleNamespace(class_names=["a", "b"], multi_label=False)
+    fitting = SimpleNamespace(class_names=["b", "a"], shape=(1, 8, 8), image_logits=lambda images: images)
+    found = in_order(fitting, guide, (1, 8, 8), "runs/j")
+    assert found is not None and answers(found, torch.tensor([[1.0, 2.0]])).tolist() == [[2.0, 1.0]]
+    assert in_order(None, guide, (1, 8, 8), None) is None
+    for change, told in (
+        ({"shape": (3, 32, 32)}, "judge=runs/j: takes images of 3 x 32 x 32, these are 1 x 8 x 8"),
+        ({"multi_label": True}, "names a single class, the other"),
+        ({"class_names": ["a", "c"]}, r"does not know the same classes \(b, c\)"),
+    ):
+        with pytest.raises(UserError, match=told):
+            in_order(SimpleNamespace(**{**vars(fitting), **change}), guide, (1, 8, 8), "runs/j")
 
 
 def test_files_are_called_after_images_and_never_alike(tmp_path: Path) -> None:

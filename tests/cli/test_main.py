@@ -130,14 +130,20 @@ def test_what_looks_like_a_path_is_no_setting(verb: Callable[..., ModuleType]) -
     assert (seen[1].preset, seen[1].assignments) == ("a=b", [])
 
 
+ALL_VERBS = "demo, train, sample, evaluate, probe, predict, edit, data, runs, doctor, toy"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["tarin"], "tarin: no such verb; did you mean 'train'?"),
-        (["zzz"], "zzz: no such verb; valid: demo, train, sample, evaluate, probe, predict, data, runs, doctor, toy"),
+        (
+            ["zzz"],
+            f"zzz: no such verb; valid: {ALL_VERBS}",
+        ),
         (
             ["--verson"],
-            "--verson: no such option; valid: demo, train, sample, evaluate, probe, predict, data, runs, doctor, toy",
+            f"--verson: no such option; valid: {ALL_VERBS}",
         ),
         (["toy"], "twofold toy: PRESET is missing; usage: twofold toy PRESET OTHER [key=value ...] [--options]"),
         (["toy", "a", "--qiet"], "--qiet: no such option; did you mean '--quiet'?"),

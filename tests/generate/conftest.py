@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -59,18 +60,24 @@ class HeadedUNet(UNet):
 
 @pytest.fixture(scope="session")
 def joint_unet() -> JointUNets:
-    """A small joint model without conditions, 3 x 8 x 8, of a noise family, that knows three classes or attributes."""
+    """A small joint model, 3 x 8 x 8, of a noise family, that knows three classes or attributes. classes: labels that
+    condition its denoiser besides."""
 
     def make(
-        noise: str = "edm", multi_label: bool = False, names: tuple[str, ...] = ("cat", "dog", "eel")
+        noise: str = "edm",
+        multi_label: bool = False,
+        names: tuple[str, ...] = ("cat", "dog", "eel"),
+        classes: int = 0,
     ) -> JointDenoiser:
         torch.manual_seed(0)
-        settings = UNetSettings(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), norm_groups=8)
+        settings = UNetSettings(
+            channels=16, multipliers=(1, 2), blocks=1, attention=(4,), norm_groups=8, classes=classes
+        )
         network = HeadedUNet(settings, (3, 8, 8), len(names))
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        about = {"class_names": names, "multi_label": multi_label}
+        about: dict[str, Any] = {"classes": classes, "class_names": names, "multi_label": multi_label}
         return JointDenoiser(network, family(NOISE[noise]), (3, 8, 8), **about).requires_grad_(False).eval()
 
     return make

@@ -122,6 +122,54 @@ def test_an_image_that_is_the_target_already_stays() -> None:
     assert bool(found.reached.all()) and torch.equal(found.images, images) and float(found.share.max()) == 0
 
 
+class Stubborn(ExactJoint):
+    """Its answers about clean images are what `say` makes of them."""
+
+    def __init__(self, say: Callable[[Tensor], Tensor]) -> None:
+        model = exact()
+        super().__init__(model.means, model.stds, model.log_weights.exp(), labels=False)
+        self.class_names, self.say = ["a", "b", "c"], say
+
+    def image_logits(self, images: Tensor) -> Tensor:
+        yes = self.say(images.double().flatten(1).mean(1))
+        return torch.stack([yes * 20.0 - 10, torch.zeros(len(images)), torch.zeros(len(images))], 1)
+
+
+@pytest.mark.parametrize("among", [0, 1])
+def test_an_original_that_is_enough_is_taken_back_to_whoever_its_neighbours_are(among: int) -> None:
+    """Bright images are the target already, and lose that when they are edited; others never get there."""
+    model = Stubborn(lambda bright: (bright > 250).double())
+    others, _ = drawn(model, 2)
+    images = torch.cat([torch.full((1, *SHAPE), 255, dtype=torch.uint8), others[: 2 * among]])
+    found = edit(model, images, 0, guide="own", strength=0.9, steps=4)
+    assert bool(found.reached[0]) and float(found.share[0]) == 0 and torch.equal(found.images[0], images[0])
+    assert not bool(found.reached[1:].any()) and bool((found.share[1:] == 1).all())
+
+
+def test_where_an_answer_comes_and_goes_the_whole_change_is_kept() -> None:
+    """The answer holds at the end of the change and at its middle, not between: a margin falls into the gap."""
+    dark, bright = 20.0, 230.0
+    middle, gap = (dark + bright) / 2, (dark + bright) / 2 + 0.25 * (bright - dark) / 2
+    model = Stubborn(lambda level: ((level > middle - 2) & ((level - gap).abs() > 15)).double())
+    model.denoise = lambda x, sigma, cond=None: torch.full_like(x, 2 * bright / 255 - 1)  # type: ignore[method-assign]
+    guide = Stubborn(lambda level: level)
+    how = recipe(guide, "own", strength=0.9, steps=1, margin=0.25, asked=model)
+    how = replace(how, pull=replace(how.pull, towards=lambda target, scale: model.denoise))
+    images = torch.full((2, *SHAPE), int(dark), dtype=torch.uint8)
+    found = apply(model, how, images, torch.zeros(2, dtype=torch.int64))
+    assert bool(found.reached.all()) and bool((found.share == 1).all()) and bool((found.images == int(bright)).all())
+
+
+def test_a_classifier_of_some_levels_only_guides_where_it_knows_them() -> None:
+    model = exact()
+    images, target = drawn(model)
+    narrow = model.as_classifier()
+    narrow.class_names = list(model.class_names)  # type: ignore[attr-defined]
+    narrow.sigma_range = (0.05, 5.0)  # type: ignore[attr-defined]
+    found = edit(model, images, target, guide=narrow, steps=6, confidence=0.9)
+    assert bool(found.reached.all())
+
+
 def test_an_edit_does_not_depend_on_its_neighbours() -> None:
     model = exact()
     images, target = drawn(model, 5)
@@ -243,9 +291,11 @@ def test_distances(unet: Callable[..., NetworkDenoiser]) -> None:
     torch.testing.assert_close(near.features, back.features)
     assert bool((distances(model, a, 255 - a).features > near.features).all())
     names = list(model.layers)
-    one = model.features(model.codec.encode(a), 0.0, names[:1])[names[0]]
-    unit = one / one.norm(dim=1, keepdim=True)
-    assert torch.allclose(unit.square().sum(1), torch.ones(1))
+    chosen = [names[round(k * (len(names) - 1) / 4)] for k in range(5)]
+    features = [model.features(model.codec.encode(images), 0.0, chosen) for images in (a, a + 3)]
+    cosines = [torch.cosine_similarity(*(found[name] for found in features)) for name in chosen]
+    expected = sum((2 - 2 * cosine).mean((1, 2)) for cosine in cosines)  # |u - v|^2 of unit vectors
+    torch.testing.assert_close(near.features.float(), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from twofold.errors import UserError
 from twofold.generate import SAMPLERS, sample
 from twofold.generate.cost import relative_cost
 from twofold.generate.guidance import classifier_guided
+from twofold.generate.labels import asks_attributes, class_names
 from twofold.generate.representations import is_joint, own_guided, representation_guided
 from twofold.generate.sample import plan
 from twofold.generate.targets import log_probability
@@ -278,6 +279,31 @@ def test_guides_that_cannot_be_are_told_before_anything_is_computed(joint_unet: 
     ):
         with pytest.raises(UserError, match=what):
             sample(model, 2, **{"label": None, **arguments})
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_conditional_joint_model_takes_the_labels_of_whoever_is_asked(joint_unet: JointUNets, several: bool) -> None:
+    """Its head knows three names, its denoiser five labels, which are not shown where the head guides."""
+    model, how = joint_unet("edm", several, classes=5), {"steps": 2, "micro_batch": 2}
+    assert class_names(model) == list("01234") and class_names(model, "own") == ["cat", "dog", "eel"]
+    plain = sample(model, 2, **how)
+    for guide in ("own", "representations"):
+        found = sample(model, 2, "eel", guide=guide, **how)
+        assert torch.equal(found, sample(model, 2, 2, guide=guide, **how)) and not torch.equal(found, plain)
+        assert torch.equal(sample(model, 2, 2, guide=guide, guide_scale=0, **how), plain)
+        assert relative_cost(model, plan(model, steps=2, guide=guide)) > 1
+        with pytest.raises(UserError, match="label=4: no such class; labels are 0..2: cat, dog, eel"):
+            sample(model, 2, 4, guide=guide, **how)
+    assert asks_attributes(model, "own") is several and not asks_attributes(model, None)
+    assert not torch.equal(sample(model, 2, 4, guide="labels", **how), plain)
+    with pytest.raises(UserError, match="label=5: no such class"):
+        sample(model, 2, 5, **how)
+
+
+def test_a_conditional_joint_model_given_as_a_classifier_is_shown_its_labels(joint_unet: JointUNets) -> None:
+    model, how = joint_unet("edm", classes=3), {"steps": 2, "micro_batch": 2}
+    found = sample(model, 2, 1, guide=model, guide_scale=1e-9, **how)
+    assert torch.equal(found, sample(model, 2, 1, **how)) and not torch.equal(found, sample(model, 2, **how))
 
 
 def test_labels_is_the_models_own_condition(unet: Any) -> None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, some
 from ..settings.edit import EditSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
+from ..settings.sample import GUIDES
 from .edited import Folder, row_of
 from .predict import data_of, image_shape
 from .probe import home_of, prepare
+from .sample import guide_run
 from .show import Progress, say
 from .train import command_line
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from ..data import Streamed
     from ..denoiser import Denoiser
     from ..generate.edit import Edited, Recipe
+    from ..generate.pull import Pull
 
 OPTIONS = ("--out", "--device", "--quiet")
-KINDS = ("representations", "own", "labels")
 TRIALS = ((8, 3), (32, 1))  # of the zero-shot classifier that says whether labels have done their work
 
 
@@ -71,7 +73,7 @@ def edit(
 ) -> str:
     """Edits all images into `out` (default: `edits/` of the run); returns what to tell the user.
 
-    A batch that is written is not computed again, and a finished folder is only read.
+    A batch that is written is not computed again.
     """
     start = time.monotonic()
     say("loading torch ...", quiet)
@@ -82,19 +84,18 @@ def edit(
     from ..hashing import weights_hash
     from ..learn.training import make_accelerator
 
-    editor = editor_of(source, settings, make_accelerator(device).device)
+    accelerator = make_accelerator(device)
+    if accelerator.num_processes > 1:
+        raise UserError("torchrun", "edits are made by one process", "give the same command without it")
+    editor = editor_of(source, settings, accelerator.device)
     data = data_of(source, images, image_shape(editor.model), settings)  # type: ignore[arg-type]
     opened = open_images(data)
     networks = {id(part): part for part in (editor.model, *editor.recipe.pull.models, editor.judge) if _weighs(part)}
     hashes = [weights_hash(part)[:8] for part in networks.values()]
     name = Path(images.rstrip("/")).stem or "images"
-    path = out or home_of(source) / "edits" / "-".join([name, settings_hash(settings), *hashes[:1]])
-    facts = {
-        "model": source,
-        "images": hashed(opened.identity()),
-        "weights": hashes,
-        "settings": settings.model_dump(mode="json"),
-    }
+    given = {"images": hashed(opened.identity()), "weights": hashes}
+    path = out or home_of(source) / "edits" / "-".join([name, settings_hash(settings), hashed(given)[:8]])
+    facts = {**given, "settings": settings.model_dump(mode="json")}
     folder = Folder(path, facts, opened.classes(), settings)
     total = min(opened.count() or 0, settings.n or opened.count() or 0) or None
     with Progress("editing", quiet) as progress:
@@ -109,7 +110,7 @@ def edit(
                 break
     if not folder.done:
         raise UserError(images, "holds no readable image", "nothing was written")
-    return folder.finish(command, time.monotonic() - start)
+    return folder.finish(command, source, time.monotonic() - start)
 
 
 def hashed(identity: Any) -> str:
@@ -132,8 +133,7 @@ def editor_of(source: str, settings: EditSettings, device: torch.device) -> Edit
         hint = "give the run of a denoiser, and this one as guide="
         raise UserError(source, "holds a classifier, which generates nothing", hint)
     prepare(model, settings.precision, device)
-    kind = settings.guide
-    guide: Any = kind if kind in (None, *KINDS) else load(str(kind), device=device)
+    guide: Any = settings.guide if settings.guide in GUIDES else guide_run(settings.guide, device)
     asked: Any = None
     if kind_of(model, guide) == "labels" and model.classes:
         from ..recognize.zero_shot import ZeroShotClassifier
@@ -143,7 +143,7 @@ def editor_of(source: str, settings: EditSettings, device: torch.device) -> Edit
     how = recipe(model, guide, asked=asked, **{name: getattr(settings, name) for name in names})
     target = target_of(settings.to, list(how.pull.class_names), how.pull.multi_label)
     judge = load(settings.judge, device=device) if settings.judge else None
-    return Editor(model, how, target, in_order(judge, how.pull.class_names, settings.judge), settings)
+    return Editor(model, how, target, in_order(judge, how.pull, image_shape(model), settings.judge), settings)  # type: ignore[arg-type]
 
 
 def target_of(text: str, names: Sequence[str], multi_label: bool) -> Tensor:
@@ -176,16 +176,24 @@ class InOrder:
         return self.classifier.state_dict()
 
 
-def in_order(judge: Any, names: Sequence[str], where: str | None) -> InOrder | None:
-    """The judge, asked about these classes. Raises `UserError` for one that knows others."""
+def in_order(judge: Any, pull: Pull, shape: tuple[int, ...], where: str | None) -> InOrder | None:
+    """The judge, asked about the guide's classes. shape: (C, H, W) of the images. Raises `UserError` for one that knows
+    other classes or other images."""
     if judge is None:
         return None
+    names = pull.class_names
     if not hasattr(judge, "class_names") or not (hasattr(judge, "logits") or hasattr(judge, "image_logits")):
         raise UserError(f"judge={where}", "is no classifier", "give the run of one")
     missing = set(names) ^ set(judge.class_names)
     if missing:
         what = f"does not know the same classes ({', '.join(sorted(missing)[:3])})"
-        raise UserError(f"judge={where}", what, f"it must know {', '.join(list(names)[:10])}")
+        raise UserError(f"judge={where}", what, f"it must know {some(list(names), 10)}")
+    if bool(getattr(judge, "multi_label", False)) != pull.multi_label:
+        what = "one of judge and guide names a single class, the other answers about each attribute"
+        raise UserError(f"judge={where}", what, "give a judge of the guide's kind")
+    if tuple(getattr(judge, "shape", shape)) != tuple(shape):
+        its, needs = (" x ".join(map(str, s)) for s in (judge.shape, shape))
+        raise UserError(f"judge={where}", f"takes images of {its}, these are {needs}", "give one of the same images")
     return InOrder(judge, names)
 
 
@@ -235,6 +243,6 @@ def write_figures(editor: Editor, part: Streamed, found: Edited, rows: list[dict
             p_original=None if p_original is None else p_original[i].tolist(),
             kept=row["p_judge_after" if judge else "p_after"],
             rms=row["rms"],
-            by="the judge" if judge else "the model",
+            by="the judge" if judge else "the guide",
         )
         folder.figure(row["file"], edit_figure(shown))

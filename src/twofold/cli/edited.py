@@ -71,15 +71,24 @@ class Folder:
         self.rows: list[dict[str, Any]] = []
         self.shown: list[tuple[np.ndarray, np.ndarray, str]] = []
         self._stems: set[str] = set()
+        self._computed = False
         request = path / "request.json"
         if request.is_file():
-            if _read(request) != facts:
-                raise UserError(str(path), "holds edits by another model, of other images or settings", "choose --out")
+            self._check_same(_read(request))
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(str(path), "is there, and no folder of edits", "choose another --out")
         for name in ("edited", "difference", "figures", DONE):
             (path / name).mkdir(parents=True, exist_ok=True)
         atomic_json(request, facts)
+
+    def _check_same(self, old: dict[str, Any]) -> None:
+        from ..generate.manifest import differences
+
+        flat = [{**facts, **facts.get("settings", {}), "settings": None} for facts in (old, self.facts)]
+        changed = differences(*flat)
+        if changed:
+            hint = "choose another --out, or the settings it was begun with"
+            raise UserError(str(self.path), f"holds other edits: {'; '.join(changed)}", hint)
 
     def first(self, part: Streamed) -> Streamed:
         """Without what goes beyond `n`."""
@@ -100,6 +109,7 @@ class Folder:
         """Notes that a batch is done, all of whose pictures are written."""
         if not self._file().is_file() or self.kept(part) is None:
             atomic_json(self._file(), {"pixels": _pixels(part), "rows": rows})
+            self._computed = True
         for row, image in zip(rows, part.images.numpy(), strict=True):
             self._stems.add(row["file"])
             if len(self.shown) < SHOWN:
@@ -141,8 +151,8 @@ class Folder:
     def figure(self, stem: str, data: bytes) -> None:
         atomic_bytes(self.path / "figures" / f"{stem}.png", data)
 
-    def finish(self, command: str, seconds: float) -> str:
-        """Writes the table, the overview and the result; returns what to tell the user."""
+    def finish(self, command: str, model: str, seconds: float) -> str:
+        """Writes the table, the overview and, if anything was computed, the result; returns what to tell the user."""
         import numpy as np
 
         from ..learn.training import versions
@@ -153,17 +163,18 @@ class Folder:
         originals, edited, captions = zip(*self.shown, strict=True)
         atomic_bytes(self.path / "overview.png", edits_overview(np.stack(originals), np.stack(edited), captions))
         metrics = measured(self.rows)
-        found = {"command": command, **self.facts, "metrics": metrics, "seconds": round(seconds, 1)}
-        atomic_json(self.path / "result.json", {**found, "versions": versions()})
+        if self._computed or not (self.path / "result.json").is_file():
+            found = {"command": command, "model": model, **self.facts, "metrics": metrics, "seconds": round(seconds, 1)}
+            atomic_json(self.path / "result.json", {**found, "versions": versions()})
         return self._told(metrics)
 
     def _told(self, metrics: dict[str, Any]) -> str:
         text = f"{self.path}: {metrics['images']:,} images (edits.csv, overview.png, edited, difference, figures)"
         if metrics["flipped"] is not None:
             low, high = metrics["flipped_interval"]
-            who = "the judge" if self.settings.judge else "the model itself"
+            who = "the judge" if self.settings.judge else "the guide"
             text += f"\n{100 * metrics['flipped']:.1f} % of the {metrics['others']:,} that were not {self.settings.to} "
-            text += f"now are ({100 * low:.1f} to {100 * high:.1f}), as {who} sees it; "
+            text += f"now are ({100 * low:.1f} to {100 * high:.1f}: 95 % interval), as {who} sees it; "
             text += f"median change {metrics['rms']:.1f} grey levels (rms)"
         return text
 
@@ -187,10 +198,11 @@ def _pixels(part: Streamed) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found}
+    except (ValueError, TypeError):
         raise UserError(str(path), "cannot be read", "delete it and give the same command again") from None
 
 

@@ -46,6 +46,7 @@ def pixels_hash(given: Generated | None) -> str:
 
 def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
     """Raises `UserError` for what cannot be asked of this model."""
+    from ..generate.labels import of_guide
     from ..generate.sample import place
 
     if settings.guidance != 1 and not model.classes:
@@ -53,7 +54,7 @@ def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
     device = place(model)[0]
     guide = guide_run(settings.guide, device)
     made, names = planned(model, settings, guide), asked_names(model, settings, guide)
-    if settings.classifier is None or made.guide is None or model.classes or not names:
+    if settings.classifier is None or not of_guide(model, made.guide) or not names:
         return
     from ..run import load
 

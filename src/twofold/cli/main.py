@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)  # places that nothing can be written to
 KEPT = "what is finished is kept; the same command continues"
 
 
@@ -233,7 +234,7 @@ def _failed(error: Exception) -> int:
         return 2
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return 141
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         _tell(f"twofold: error: {error.filename}: {error.strerror}; choose another place, or its permissions")
         return 2
     memory = sys.modules.get(f"{__package__.removesuffix('.cli')}.learn.memory")

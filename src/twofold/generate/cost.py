@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..denoiser import Denoiser
 from .guidance import within
+from .labels import of_guide
 from .sample import Plan, evaluating, guided_as_planned, place
 from .targets import only
 
@@ -20,7 +21,7 @@ def relative_cost(denoiser: Denoiser, plan: Plan) -> float:
     device, dtype = place(denoiser)
     x = torch.zeros((1, *plan.shape), device=device, dtype=dtype)
     label = torch.zeros(1, dtype=torch.int64, device=device)
-    if plan.guide is not None and plan.guide.multi_label and not denoiser.classes:
+    if plan.guide is not None and plan.guide.multi_label and of_guide(denoiser, plan.guide):
         label = only(label, len(plan.guide.index))
     guided = guided_as_planned(denoiser, plan, label if denoiser.classes or plan.guide else None)
     levels = plan.sigmas[plan.sigmas > 0]

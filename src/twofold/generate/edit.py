@@ -154,12 +154,12 @@ def edit(
 
     target: a class for all, (N,) int64 of the guide's classes, or (N, K) attributes in 1, 0, -1 (left free).
     guide: "representations", "own" (both by the head of a joint model), "labels" (of a conditional denoiser), or a
-    `Classifier` that knows noise; None: representations, else labels. asked: the `Classifier` whose answers about
-    clean images count; default: the guide. strength: 0..1, or "auto": as little as it takes. sigma: where the edit
-    starts instead, in units of x0; with strength="auto" only the scale then grows. scale: of the guide; default: its
-    own. noise: standard normal (N, *shape) to add; None: the image's own, by inversion. margin: 0 steps back as far as
-    the answer allows, 1 not at all. search: "nearest" tries all rungs of the ladder, "first" stops at the first one
-    that is enough. micro_batch: images at a time.
+    `Classifier` that knows noise; None: own, else labels. asked: the `Classifier` whose answers about clean images
+    count; default: the guide. strength: 0..1, or "auto": as little as it takes. sigma: where the edit starts instead,
+    in units of x0; with strength="auto" only the scale then grows. scale: of the guide; default: `pull.SCALES`.
+    noise: standard normal (N, *shape) to add; None: the image's own, by inversion. margin: 0 steps back as far as the
+    answer allows, 1 not at all. search: "nearest" tries all rungs of the ladder, "first" stops at the first one that is
+    enough. micro_batch: images at a time.
 
     An image's edit does not depend on the others, but for rounding. Raises `UserError` before anything is computed.
     """
@@ -289,12 +289,13 @@ def _climb(
     ask = lambda tensor: _asked(denoiser, how, tensor, target)  # noqa: E731
     images, after, enough = ask(steps[-1].x)
     share = torch.ones(n)
-    if how.margin < 1 and bool(enough.any()):
+    if how.margin < 1:
         least = _least_share(lambda s: ask(_between(x0, steps[-1].x, s))[2], enough)
-        already = ask(x0)[2]
-        share = torch.where(already, 0.0, least + how.margin * (1 - least))
-        images, after, still = ask(_between(x0, steps[-1].x, share))
-        enough = enough & still
+        nearer = torch.where(ask(x0)[2], 0.0, least + how.margin * (1 - least))
+        found = ask(_between(x0, steps[-1].x, nearer))
+        still = found[2]  # an answer may come and go along the way; then the whole change stays
+        images, after = (torch.where(_like(still, a), a, b) for a, b in zip(found[:2], (images, after), strict=True))
+        share, enough = torch.where(still, nearer, share), enough | still
     levels = grid[:-1].expand(n, -1)
     return _Rung(images, after, enough, torch.full((n,), sigma), torch.full((n,), scale), share, believed, levels, row)
 
@@ -314,13 +315,18 @@ def is_target(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _between(x0: Tensor, edited: Tensor, share: Tensor) -> Tensor:
-    return x0 + share.to(x0).view(-1, 1, 1, 1) * (edited - x0)
+    return x0 + _like(share.to(x0), x0) * (edited - x0)
+
+
+def _like(each: Tensor, x: Tensor) -> Tensor:
+    """One value an image (N,), to go with x (N, ...)."""
+    return each.view(-1, *[1] * (x.ndim - 1))
 
 
 def _least_share(sure: Callable[[Tensor], Tensor], whole: Tensor) -> Tensor:
     """The least share (N,) of a change at which the target is still sure, by halving; 1 where the whole is not."""
     low, high = torch.zeros(len(whole)), torch.ones(len(whole))
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS if bool(whole.any()) else 0):
         middle = (low + high) / 2
         enough = sure(middle) & whole
         high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
@@ -335,10 +341,9 @@ def path(edited: Edited, target: Tensor, asked: Any) -> tuple[Tensor, Tensor | N
     """p of the target and of the original class along the steps, (N, S) float64 each, as `asked` sees what was
     believed at each of them. The original class is its answer about the original; None for attributes.
     """
-    n, s = edited.steps.shape[:2]
-    logits = answers(asked, edited.steps.flatten(0, 1))
-    every = probability(logits, target.repeat_interleave(s, 0)).view(n, s)
+    logits = [answers(asked, step) for step in edited.steps.unbind(1)]
+    every = torch.stack([probability(each, target) for each in logits], 1)
     if target.ndim == 2:
         return every, None
-    original = edited.before.argmax(1).repeat_interleave(s)
-    return every, probability(logits, original).view(n, s)
+    original = edited.before.argmax(1)
+    return every, torch.stack([probability(each, original) for each in logits], 1)

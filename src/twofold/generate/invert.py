@@ -16,6 +16,8 @@ from torch import Tensor
 from .samplers import Denoise
 from .samplers.step import levels_of, predict
 
+STRENGTHS = (0.05, 20.0)  # sigma of strength 0 and 1: hardly visible, and nothing left of an image in [-1, 1]
+
 
 def inverted(denoise: Denoise, x0: Tensor, sigmas: Tensor) -> Tensor:
     """x (B, C, H, W) at sigmas[0] that the ODE leads down to x0, by Heun's method.
@@ -52,6 +54,3 @@ def down_grid(steps: int, sigma: float, lowest: float) -> Tensor:
     if steps == 1 or sigma <= lowest * 1.01:
         return torch.tensor([sigma, 0.0], dtype=torch.float64)
     return torch.cat([torch.logspace(0, 1, steps, base=lowest / sigma, dtype=torch.float64) * sigma, torch.zeros(1)])
-
-
-STRENGTHS = (0.05, 20.0)  # sigma of strength 0 and 1: hardly visible, and nothing left of an image in [-1, 1]

@@ -1,7 +1,8 @@
 """What images are asked to be: labels, by name or number, or attributes, checked against who is to understand them.
 
-An unconditional model that is guided takes the labels of its guide; where that answers a question about each of its
-names, a label is a target of attributes (see `targets`).
+An unconditional model that is guided takes the labels of its guide, and so does any model guided by its own head, which
+then is shown none; where a guide answers a question about each of its names, a label is a target of attributes (see
+`targets`).
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ from ..denoiser import Classifier, Denoiser
 from ..draws import ImageDraws
 from ..errors import UserError, nearest
 from ..settings.sample import GUIDES, SampleSettings
-from .guide import Guide
+from .guide import CLASSIFIER, Guide
 from .targets import only, read_target, target_text
 
 ALL, NONE, TRAIN = "all", "none", "train"
 GUIDED = (f"guide={GUIDES[1]}", "or guide=RUN of a classifier that knows noise")
 
 
+def of_guide(denoiser: Denoiser, guide: Classifier | Guide | str | None) -> bool:
+    """Whether labels are the guide's: of a model that takes none, or that its own head guides."""
+    own = isinstance(guide, str) or (isinstance(guide, Guide) and guide.kind != CLASSIFIER)
+    return guide is not None and (own or not denoiser.classes)
+
+
 def class_names(denoiser: Denoiser, guide: Classifier | str | None = None) -> list[str]:
-    """Names of the labels 0..classes-1: the model's own, or the numbers; those of its guide if it is unconditional.
+    """Names of the labels 0..classes-1: the model's own, or the numbers; those of its guide where labels are its.
 
     guide: a classifier, "representations", "own", or None.
     """
-    if guide is not None and not denoiser.classes:
+    if of_guide(denoiser, guide):
         return list(getattr(denoiser if isinstance(guide, str) else guide, "class_names", ()))
     names = list(getattr(denoiser, "class_names", ()))
     return names if len(names) == denoiser.classes else [str(k) for k in range(denoiser.classes)]
@@ -38,7 +45,7 @@ def class_names(denoiser: Denoiser, guide: Classifier | str | None = None) -> li
 def asks_attributes(denoiser: Denoiser, guide: Classifier | str | None) -> bool:
     """Whether labels are targets of attributes."""
     judge = denoiser if isinstance(guide, str) else guide
-    return not denoiser.classes and judge is not None and bool(getattr(judge, "multi_label", False))
+    return of_guide(denoiser, guide) and bool(getattr(judge, "multi_label", False))
 
 
 def requested(
@@ -109,14 +116,15 @@ def check_labels(
 def _labels(denoiser: Denoiser, label: Any, n: int, guide: Guide | None) -> Tensor | None:
     if label is None:
         return None
-    several = guide is not None and guide.multi_label and not denoiser.classes
-    names = guide.names if guide is not None and not denoiser.classes else list(denoiser.class_names)
+    guides = guide if of_guide(denoiser, guide) else None
+    several = guides is not None and guides.multi_label
+    names = guides.names if guides else list(denoiser.class_names)
     labels = torch.as_tensor(_indices(label, names, several), dtype=torch.int64).cpu()
     if labels.ndim == 0 or (several and isinstance(label, str)):
         labels = labels.expand(n, *labels.shape)
     if labels.shape[:1] != (n,) or labels.ndim > 2:
         raise UserError(f"label: {labels.numel()} labels", f"for {n} images", "give one label, or one per image")
-    classes = denoiser.classes or (len(guide.index) if guide else 0)
+    classes = len(guides.index) if guides else denoiser.classes
     if labels.ndim == 2:
         return _check_attributes(labels, classes, several)
     low, high = int(labels.min()), int(labels.max())

@@ -15,6 +15,7 @@ from ..denoiser import Classifier, Denoiser
 from ..errors import UserError
 from .guidance import classifier_guided, guided
 from .guide import make_guide
+from .invert import down_grid
 from .labels import class_names
 from .representations import is_joint, own_guided, representation_guided
 from .sample import place
@@ -22,6 +23,7 @@ from .samplers import Denoise
 
 Towards = Callable[[Tensor, float], Denoise]
 SCALES = {"representations": 1.0, "own": 2.0, "labels": 2.0, "classifier": 2.0}  # where none is given
+LEVELS = 24  # of all an edit may start at, by which it is seen where a classifier can guide
 HINT = "train a joint model (twofold train joint-digits-mini), or give a classifier that knows noise: guide=RUN"
 
 
@@ -74,7 +76,8 @@ def kind_of(denoiser: Denoiser, guide: Any = None) -> str:
 
 
 def _by_classifier(denoiser: Denoiser, classifier: Any) -> Towards:
-    found = make_guide(denoiser, classifier)
+    low, high = denoiser.sigma_range
+    found = make_guide(denoiser, classifier, sigmas=down_grid(LEVELS, high, low))
 
     def towards(target: Tensor, scale: float) -> Denoise:
         plain = lambda x, sigma: denoiser.denoise(x, sigma)  # noqa: E731
@@ -106,6 +109,7 @@ def _check_same(names: Sequence[str], multi: bool, asked: Any) -> None:
         raise UserError("asked", what, "both must answer about the same classes, in the same order")
 
 
+@torch.inference_mode()
 def answers(classifier: Any, images: Tensor) -> Tensor:
     """Logits (N, K) float64 on the CPU about clean uint8 images (N, C, H, W)."""
     by_pixels = getattr(classifier, "image_logits", None)

@@ -64,9 +64,8 @@ def representation_guided(
     target: (B,) int64 classes of the model's head, -1 = left alone; or (B, K) attributes in 1, 0, -1 (left free).
     scale: 0 (the plain denoiser) or more; up to 0.5 the decoder runs once a step. interval: (low, high) in sigma; acts
     where low < sigma <= high. normalise: False: the plain form above, of every map, whose scale has no natural size.
-    through: "encoder": a map's gradient counts
-    what it does by way of the maps after it, which costs a backward pass through the encoder; "head": what the head
-    sees of it, at hardly any cost.
+    through: "encoder": a map's gradient counts what it does by way of the maps after it, which costs a backward pass
+    through the encoder; "head": what the head sees of it, at hardly any cost.
 
     Works in inference mode and under autocast; parameters get no gradients. An image's edit is its own, whatever it
     shares a batch with. Raises `UserError` for a bad scale, interval or `through`.

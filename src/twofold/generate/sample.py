@@ -32,7 +32,7 @@ from ..settings.sample import FAST
 from ..settings.size import LARGEST_SIDE
 from .grids import fast_grid, is_respacing, respaced_grid
 from .guidance import check_interval, clipped, guided
-from .guide import LABELS, REPRESENTATIONS, Guide, make_guide
+from .guide import CLASSIFIER, LABELS, REPRESENTATIONS, Guide, make_guide
 from .labels import check_labels
 from .samplers import SAMPLERS, Denoise, Sampler, Step, resolve
 
@@ -334,7 +334,7 @@ def _steps(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor 
 
 def guided_as_planned(denoiser: Denoiser, plan: Plan, labels: Tensor | None) -> Denoise:
     """The callable (x, sigma) -> x0_hat that a plan samples with, not yet clipped; labels are on the model's device."""
-    own = plan.guide is not None and plan.guide.classifier is denoiser
+    own = plan.guide is not None and plan.guide.kind != CLASSIFIER
     shown = labels if denoiser.classes and not own else None
     denoise = guided(denoiser, shown, plan.guidance, plan.interval, plan.learned_variance)
     if plan.guide is None or labels is None:

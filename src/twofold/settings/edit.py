@@ -27,7 +27,11 @@ class EditSettings(Settings):
         "little as it takes",
     )
     sigma: float | None = Field(None, gt=0, description="that noise level itself, in units of x0, instead of strength")
-    scale: float | None = Field(None, gt=0, description="how much the guide pulls; with auto: the first that is tried")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="how much the guide pulls, with auto the first that is tried; default: representations 1, others 2",
+    )
     steps: int = Field(12, ge=1, description="solver steps of every attempt")
     noise: Literal["inverted", "random"] = Field(
         "inverted", description="inverted: the noise the image itself has on the way up; random: fresh, by its pixels"

@@ -56,7 +56,7 @@ class SampleSettings(Settings):
         None,
         ge=0,
         description="how much the guide pulls: 0 = not at all; 1 = by Bayes' rule (own, classifiers) or maps moved by "
-        "their whole length (representations); default: what is usual for the guide",
+        "their whole length (representations); default: own 5, representations 4, a classifier 1",
     )
     guide_interval: tuple[float, float] | None = Field(
         None, description="the guide acts only where low < sigma <= high; default: at all levels it knows"
