@@ -52,10 +52,15 @@ def test_the_bound_is_a_row_of_the_table(run: Path, tmp_path: Path, capsys: pyte
     assert found["images"] == 12 and found["split"] == "test" and not found["labels"]
     assert math.isclose(sum(found["parts"].values()), found["bits_per_dimension"], rel_tol=1e-9)
     assert len(found["levels"]) == found["steps"] == found["evaluations"] == 12
+    page = (run / "report.html").read_text()
+    row = page[page.index("Bits per dimension (bound)") :].partition("</tr>")[0]
+    for name in ("bits_per_dimension", "low", "high"):
+        assert f"{found[name]:.3g}" in row
 
 
 def test_it_is_the_likelihood_of_the_library(run: Path, tmp_path: Path) -> None:
-    found = evaluated(run, tmp_path, "likelihood=bound", "likelihood_steps=30", "likelihood_evaluations=4")
+    words = ["likelihood=bound", "likelihood_steps=30", "likelihood_evaluations=4"]
+    found = evaluated(run, tmp_path, *words, "precision=bf16")  # of the samples; bits are counted in full precision
     store = open_store(Run.open(run).settings().data)
     rows = store.indices("test")
     rows = rows[spread(len(rows), 12)]
@@ -87,7 +92,7 @@ def test_every_family(noise: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_joint_model_has_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", "joint-digits-mini")
-    found = evaluated(run, tmp_path / "out", "likelihood=ode", "likelihood_steps=2")
+    found = evaluated(run, tmp_path / "out", "likelihood=ode", "likelihood_steps=2", "noise_levels=[]")
     assert math.isfinite(found["bits_per_dimension"]) and not found["labels"]
     out = capsys.readouterr().out
     assert "accuracy" in out and "bits_per_dimension" in out

@@ -21,8 +21,9 @@ from twofold.learn.batches import Batch, Batches, labelled_rows
 from twofold.learn.events import Saved
 from twofold.learn.objectives import objective
 from twofold.learn.objectives.joint import JointObjective, balanced, soft_labels, sure_labels, weight_at
+from twofold.learn.validation import Validation
 from twofold.noise import add
-from twofold.run import build, load
+from twofold.run import Run, build, load
 from twofold.settings.data import DataSettings
 from twofold.settings.resolve import resolve
 from twofold.settings.train import Joint, TrainSettings
@@ -37,9 +38,10 @@ def settings(**objective: Any) -> TrainSettings:
 
 def made(**chosen: Any) -> JointObjective:
     """The objective of a tiny joint model with weights that are not their first ones."""
-    network = {"classes": chosen.pop("classes", 0)}
-    wanted = settings(**chosen)
-    wanted = resolve(TrainSettings, [("a", wanted.model_dump(mode="json")), ("b", {"network": network})])[0]
+    augment = chosen.pop("augment_probability", 0.0)
+    network = {"classes": chosen.pop("classes", 0), "augment_dim": 9 if augment else 0}
+    change = {"network": network, "objective": {"augment_probability": augment}}
+    wanted = resolve(TrainSettings, [("a", settings(**chosen).model_dump(mode="json")), ("b", change)])[0]
     torch.manual_seed(0)
     model = build(wanted, (1, 8, 8), ["a", "b", "c"])
     assert isinstance(model, JointDenoiser)
@@ -282,15 +284,33 @@ def test_nobody_labelled() -> None:
         labelled_rows(store, store.indices("train")[:0])
 
 
+SHORT = {"train": {"n_images": 128}}
+
+
 def run_of(tmp_path: Path, name: str, *changes: dict[str, Any], **objective: Any) -> dict[str, Any]:
     layers = [("a", settings(**objective).model_dump(mode="json", exclude_unset=True)), *(("b", c) for c in changes)]
     return train(resolve(TrainSettings, layers)[0], tmp_path / name, "cpu")
 
 
-def test_a_run_gives_both(tmp_path: Path) -> None:
-    result = run_of(tmp_path, "run", weight=0.1)
-    assert {"loss", "accuracy", "frechet", "best_accuracy"} <= result["metrics"].keys()
-    model = load(tmp_path / "run")
+@pytest.fixture(scope="module")
+def joint_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a joint model, to be read only."""
+    run_of(folder := tmp_path_factory.mktemp("runs"), "joint", SHORT, weight=0.1)
+    return folder / "joint"
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a denoiser of the same network."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    train(resolve(TrainSettings, [("t", TINY), ("c", {"network": {"classes": 0}}), ("s", SHORT)])[0], folder, "cpu")
+    return folder
+
+
+def test_a_run_gives_both(joint_run: Path) -> None:
+    result = Run.open(joint_run).result()
+    assert result is not None and {"loss", "accuracy", "frechet", "best_accuracy"} <= result["metrics"].keys()
+    model = load(joint_run)
     assert isinstance(model, JointDenoiser) and isinstance(model, Denoiser) and isinstance(model, Classifier)
     assert model.class_names == [str(k) for k in range(10)] and model.classes == 0
     x = torch.randn(2, 1, 8, 8)
@@ -355,16 +375,13 @@ def test_hidden_labels_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_starts_from_a_denoiser_and_gives_one(tmp_path: Path, back: bool) -> None:
+def test_starts_from_a_denoiser_and_gives_one(tmp_path: Path, joint_run: Path, plain_run: Path, back: bool) -> None:
     """A denoiser gets a head, or a joint model loses its own; everything else is taken over."""
-    plain = resolve(TrainSettings, [("t", TINY), ("c", {"network": {"classes": 0}})])[0]
-    first = (lambda: run_of(tmp_path, "first")) if back else (lambda: train(plain, tmp_path / "first", "cpu"))
-    first()
-    kind = "denoising" if back else "joint"
-    change = {"init_from": str(tmp_path / "first"), "objective": {"kind": kind}, "data": {"source": "digits"}}
+    first, kind = (joint_run, "denoising") if back else (plain_run, "joint")
+    change = {"init_from": str(first), "objective": {"kind": kind}, "data": {"source": "digits"}}
     wanted = resolve(TrainSettings, [("x", change), ("t", {"train": {**TINY["train"], "n_images": 32, "lr": 1e-9}})])[0]
     result = train(wanted, tmp_path / "second", "cpu")
-    ours, theirs = load(tmp_path / "second"), load(tmp_path / "first")
+    ours, theirs = load(tmp_path / "second"), load(first)
     assert isinstance(ours, JointDenoiser) is not back and isinstance(theirs, JointDenoiser) is back
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(ours.denoise(x, 0.5), theirs.denoise(x, 0.5), atol=1e-3, rtol=1e-3)  # type: ignore[union-attr]
@@ -372,24 +389,84 @@ def test_starts_from_a_denoiser_and_gives_one(tmp_path: Path, back: bool) -> Non
     assert any(name.startswith("head.") for name in heads)
 
 
-def test_a_joint_model_from_a_joint_model_keeps_its_classes(tmp_path: Path) -> None:
-    run_of(tmp_path, "first", weight=0.1)
-    change = {"init_from": str(tmp_path / "first"), "objective": {"kind": "joint"}, "data": {"source": "digits"}}
+def test_a_joint_model_from_a_joint_model_keeps_its_classes(tmp_path: Path, joint_run: Path) -> None:
+    change = {"init_from": str(joint_run), "objective": {"kind": "joint"}, "data": {"source": "digits"}}
     wanted = resolve(TrainSettings, [("x", change), ("t", {"train": {**TINY["train"], "n_images": 32, "lr": 1e-9}})])[0]
     result = train(wanted, tmp_path / "second", "cpu")
     assert result["init_from"]["kept_classes"] == [str(k) for k in range(10)] and not result["init_from"]["new"]
     x = torch.randn(2, 1, 8, 8)
-    ours, theirs = load(tmp_path / "second"), load(tmp_path / "first")
+    ours, theirs = load(tmp_path / "second"), load(joint_run)
     torch.testing.assert_close(ours.logits(x), theirs.logits(x), atol=1e-3, rtol=1e-3)  # type: ignore[union-attr]
 
 
-def test_low_rank_updates_train_the_whole_head(tmp_path: Path) -> None:
-    train(resolve(TrainSettings, [("t", TINY), ("c", {"network": {"classes": 0}})])[0], tmp_path / "first", "cpu")
-    change = {"init_from": str(tmp_path / "first"), "objective": {"kind": "joint"}, "lora": {"rank": 2}}
+def test_low_rank_updates_train_the_whole_head(tmp_path: Path, plain_run: Path) -> None:
+    change = {"init_from": str(plain_run), "objective": {"kind": "joint"}, "lora": {"rank": 2}}
     layers = [("x", {**change, "data": {"source": "digits"}}), ("t", {"train": {**TINY["train"], "n_images": 64}})]
     result = train(resolve(TrainSettings, layers)[0], tmp_path / "second", "cpu")
     model = load(tmp_path / "second")
     assert isinstance(model, JointDenoiser) and result["parameters_trained"] < result["parameters"]
+    assert sum(p.numel() for p in model.network.head.parameters()) < result["parameters_trained"]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_branch_is_of_the_same_kind(tmp_path: Path, joint_run: Path, plain_run: Path, back: bool) -> None:
+    source, kind = (joint_run, "denoising") if back else (plain_run, "joint")
+    change = {"resume_from": str(source), "objective": {"kind": kind}, "data": {"source": "digits"}}
+    with pytest.raises(UserError, match=r"objective\.kind: is not what .* was trained with"):
+        train(resolve(TrainSettings, [("x", change)])[0], tmp_path / "second", "cpu")
+    assert not (tmp_path / "second").exists()
+
+
+def test_leak_free_augmentation_goes_with_it() -> None:
+    """A denoiser of this seed gets the same augmentation; the head's clean images get none, and their label is zero."""
+    found = made(weight=1.0, augment_probability=0.5)
+    batch = batch_of(found, [0, 1, 2, -1])
+    plain = resolve(TrainSettings, [("t", TINY), ("a", {"network": {"augment_dim": 9}})])[0].objective
+    alone = objective(found.joint, plain.model_copy(update={"augment_probability": 0.5}))
+    same_batch = Batch(batch.images, batch.label, batch.uniforms[:, : alone.uniforms], batch.noise)
+    assert torch.equal(found.noised(batch).x, alone.noised(same_batch).x)
+    assert bool(found.noised(batch).cond["augment"].any())
+    seen: list[torch.Tensor] = []
+    found.network.embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]["augment"]))
+    found.begin(0, batch.label)
+    assert bool(found(batch).isfinite().all())
+    assert seen[0].shape == (7, 9) and bool(seen[0][:4].any()) and not bool(seen[0][4:].any())
+
+
+@pytest.mark.parametrize("kind", ["joint", "supervised"])
+def test_attributes_that_nobody_asks_for(tmp_path: Path, kind: str) -> None:
+    store = open_store(settings().data)
+    row = store.id(int(store.indices("train")[0]))
+    (tmp_path / "labels.csv").write_text(f"name,even,big\n{row},1,0\n")
+    change: dict[str, Any] = {"data": {"source": "digits", "labels": str(tmp_path / "labels.csv")}}
+    change |= {"objective": {"kind": kind}, "network": {"kind": "convnet" if kind == "supervised" else "unet"}}
+    with pytest.raises(UserError, match=r"lists attributes.*set objective\.multi_label=true"):
+        train(resolve(TrainSettings, [("test", change)])[0], tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_labels_of_attributes_are_named_in_a_file(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(p) for p in random.integers(0, 256, (40, 8, 8)).astype(np.uint8)]
+    table = {"image": pictures, "a": [0, 1] * 20, "b": [1, 1, 0, 0] * 10}
+    datasets.Dataset.from_dict(table).cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "x.parquet"))
+    data = {"source": str(tmp_path / "x.parquet"), "attribute_columns": ["a", "b"], "labels_per_class": 2}
+    with pytest.raises(UserError, match=r"data\.labels_per_class=2: is about classes.*data\.labels=FILE"):
+        run_of(tmp_path, "run", {"data": data}, multi_label=True)
+
+
+def test_a_head_of_other_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"network\.head\.classes=5: the data has 10 classes"):
+        run_of(tmp_path, "run", {"network": {"head": {"classes": 5}}})
+
+
+def test_no_accuracy_where_no_label_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = settings()
+    validation = Validation(wanted, open_store(wanted.data), 0, 1, torch.device("cpu"))
+    for sums, expected in (([2, 4, 0, 0], {"loss": 0.5}), ([2, 4, 3, 4], {"loss": 0.5, "accuracy": 0.75})):
+        monkeypatch.setattr(validation, "loss", lambda *_, sums=sums: torch.tensor(sums, dtype=torch.float64))
+        assert validation.measured(made(), 8) == expected
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,14 @@ def prepare_likelihood(
 
 def measure_likelihood(model: Any, held_out: HeldOut, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
     """{"likelihood": ...} of a result, as plain data: bits per dimension with a 95 % interval over images. Processes of
-    a torchrun share the images; all have to come here."""
+    a torchrun share the images; all have to come here. In full precision: bits add up what rounding leaves of them."""
     from ..recognize.likelihood import bits_per_dimension
+    from .yardstick import full_precision
 
     labels = None
     if settings.likelihood_labels:
         labels = own_labels(model, held_out)
-    with Progress("bits per dimension", quiet) as progress:
+    with full_precision(model), Progress("bits per dimension", quiet) as progress:
         found = bits_per_dimension(
             model,
             held_out.store.batch(held_out.rows),

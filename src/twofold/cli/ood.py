@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..settings.evaluate import EvaluateSettings
 from .answered import judge, rows_of, truth_of
 from .show import Progress, say
-from .yardstick import by, part_of
+from .yardstick import by, full_precision, part_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,16 +54,12 @@ class Beside:
             found["notes"] = [*found.get("notes", ()), self.note]
 
     def measure(self, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
-        """{"answers", "ood"}, of what there is; in full precision, whatever the images were sampled in."""
+        """{"answers", "ood"}, of what there is; in full precision."""
         if self.store is None:
             return {}
-        before = getattr(self.model, "autocast", None)
-        self.model.autocast = None
-        try:
+        with full_precision(self.model):
             found = {"answers": judge(self.classifier, self.store, settings, quiet)} if self.joint else {}
             return found | (told_apart(self, settings, quiet) if self.others is not None else {})
-        finally:
-            self.model.autocast = before
 
 
 def prepare_beside(model: Any, store: Store | None, settings: EvaluateSettings, quiet: bool) -> Beside:
@@ -105,9 +101,13 @@ def other_kind(model: Any, classifier: Any, store: Store, settings: EvaluateSett
     own = store.settings
     how = {"fit": own.fit, "background": own.background, "on_bad_image": own.on_bad_image}
     data = DataSettings.model_validate({"source": settings.ood, "size": shape[1:], "channels": shape[0], **how})
-    with Progress("packing the images of another kind", quiet=True) as packing:
-        packing.quiet = quiet
-        return open_store(data, packing)
+    try:
+        with Progress("packing the images of another kind", quiet=True) as packing:
+            packing.quiet = quiet
+            return open_store(data, packing)
+    except UserError as error:
+        where = error.where.replace(f"data={settings.ood}", f"ood={settings.ood}")
+        raise UserError(where, error.what, error.hint) from error
 
 
 def told_apart(beside: Beside, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:

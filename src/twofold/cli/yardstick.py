@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 20_000  # real images of a part that are measured,
 MOST_BYTES = 2**28  # of which no more than this, as uint8
+
+
+@contextlib.contextmanager
+def full_precision(model: Any) -> Iterator[None]:
+    """Within the block a model computes in its weights' own precision, whatever images were sampled in."""
+    before = getattr(model, "autocast", None)
+    model.autocast = None
+    try:
+        yield
+    finally:
+        model.autocast = before
 
 
 @dataclass(frozen=True)

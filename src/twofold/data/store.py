@@ -151,6 +151,11 @@ class Store:
     def attribute_names(self) -> list[str]:
         return self.all_attribute_names if self._listed is None else self._listed.names
 
+    @property
+    def lists_attributes(self) -> bool:
+        """Whether `data.labels` is a file of attributes."""
+        return self._listed is not None
+
     @cached_property
     def _listed(self) -> Listed | None:
         """What the label file says, if it is one of attributes."""

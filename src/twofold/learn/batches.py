@@ -22,6 +22,8 @@ from ..data import ImageOrder, Store, flip, image_order
 from ..data.augment import flip_points, mirror_partners
 from ..draws import ImageDraws
 from ..errors import UserError
+from ..settings.train import TrainSettings
+from .classes import asks_attributes
 
 # Columns of `Batch.uniforms`: one purpose each, so that switching one off leaves the others as they were.
 U_SIGMA, U_LABEL, U_FLIP, U_AUGMENT = 0, 1, 2, 3
@@ -223,3 +225,19 @@ class Batches:
                 batch = ahead.pop(0).result()
                 ahead.append(submit())
                 yield batch
+
+
+def training_batches(settings: TrainSettings, store: Store, uniforms: int, noise: bool, further: int) -> Batches:
+    """Those of a run. uniforms, noise, further: what its objective needs, see `Batches`."""
+    besides = getattr(settings.objective, "labelled_batch", None)
+    return Batches(
+        store,
+        store.indices("train"),
+        settings.train.seed,
+        uniforms,
+        noise,
+        settings.data.flip,
+        several=asks_attributes(settings, store),
+        labelled_every=settings.train.batch_size // besides if besides else 0,
+        further=further,
+    )

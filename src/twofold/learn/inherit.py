@@ -78,7 +78,14 @@ def _begun(settings: TrainSettings, earlier: Run) -> TrainSettings | None:
         begun = earlier.settings()
         if (begun.init_from, begun.resume_from) == (settings.init_from, settings.resume_from):
             return begun
-    return Run.open(place_of(settings.resume_from)[0]).settings() if settings.resume_from else None
+    if settings.resume_from is None:
+        return None
+    folder = place_of(settings.resume_from)[0]
+    begun = Run.open(folder).settings()
+    if (mine := settings.objective.kind) != (theirs := begun.objective.kind):
+        what = f"is not what {folder} was trained with ({mine}, there {theirs})"
+        raise UserError("objective.kind", what, "leave objective.kind out, or use init_from")
+    return begun
 
 
 def _at_size(where: str, network: Any, trained: tuple[int, int, int], data: tuple[int, int, int]) -> Any:

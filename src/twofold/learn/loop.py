@@ -24,10 +24,10 @@ from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state
 from ..settings.train import TrainSettings
-from .batches import Batch, Batches
+from .batches import Batch, training_batches
 from .branch import branch
 from .checkpoint import Checkpoints
-from .classes import asks_attributes, class_names
+from .classes import class_names
 from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
@@ -147,7 +147,8 @@ class Trainer:
         self.stepper = Stepper(self.objective, wrapped, loop, self.accelerator, size, form, model.shape)
         self.average = self.stepper.average
         self.checkpoints = Checkpoints(self.run, settings, self.model, self.stepper)
-        self.batches = self._make_batches()
+        needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
+        self.batches = training_batches(settings, self.store, *needs)
         self.validation = Validation(settings, self.store, self.rank, self.world, self.device)
         self._loss_sum = torch.zeros((), device=self.device)
         yield Note(self._describe())
@@ -157,14 +158,6 @@ class Trainer:
         if own is None and self.main:
             self.run.log_file.unlink(missing_ok=True)
         yield from map(Note, self._fit_together())
-
-    def _make_batches(self) -> Batches:
-        uniforms, noise, flip = self.objective.uniforms, self.objective.needs_noise, self.settings.data.flip
-        several = asks_attributes(self.settings, self.store)
-        rows, besides = self.store.indices("train"), getattr(self.settings.objective, "labelled_batch", None)
-        every = self.loop.batch_size // besides if besides else 0
-        own: dict[str, Any] = {"several": several, "labelled_every": every, "further": self.objective.further}
-        return Batches(self.store, rows, self.loop.seed, uniforms, noise, flip, **own)
 
     def _start(self, state: State | None) -> Iterator[Event]:
         """What a run begins with: the weights of another model, low-rank updates of them."""
@@ -273,13 +266,13 @@ class Trainer:
     # -- looking and saving ---------------------------------------------------------------------------------------
 
     def _log(self) -> Iterator[Event]:
-        facts = self.totals
+        facts, norm = self.totals, float(self._grad_norm)
         row = {
             "kind": "train",
             "n_images": self.n_images,
             "loss": float(self._summed(self._loss_sum)) / max(facts["loss_count"], 1),
             "lr": learning_rate(self.loop, self.n_images - self.loop.batch_size),
-            "grad_norm": _finite(self._grad_norm),
+            "grad_norm": norm if math.isfinite(norm) else None,
             "nonfinite": facts["nonfinite"],
             "seconds": round(facts["seconds"], 3),
             "images_per_second": round(
@@ -313,42 +306,26 @@ class Trainer:
                 self._write_model(f"{at:012d}")
 
     def _measure(self, validate: bool, preview: bool) -> Iterator[Event]:
-        count = self.validation.samples_wanted if validate and self.objective.denoiser is not None else 0
         images: Tensor | None = None
         labels: list[int] = []
-        if count or preview:
-            wanted = max(count, PREVIEWS if preview else 0)
+        wanted = max(self.validation.samples_wanted if validate else 0, PREVIEWS if preview else 0)
+        if wanted and self.objective.denoiser is not None:
             images, labels = self.validation.samples(self.objective, wanted, self.stepper.micro_batch)
         if validate:
-            mine = len(range(count)[self.rank :: self.world])  # a preview may have drawn more
-            yield from self._validate(images[:mine] if images is not None and count else None)
+            yield from self._validate(images)
         if preview and images is not None:
-            if self.world > 1:
-                every = gather_object(list(zip(range(self.rank, 10**9, self.world), images, labels, strict=False)))
-                every.sort(key=lambda item: item[0])
-                images, labels = torch.stack([image for _, image, _ in every]), [label for _, _, label in every]
+            images, labels = self.validation.everyones(images, labels)
             if self.main:
                 self.checkpoints.preview(images[:PREVIEWS], self.n_images)
             yield Previewed(self.n_images, images[:PREVIEWS], labels[:PREVIEWS])
 
     def _validate(self, images: Tensor | None) -> Iterator[Event]:
-        total = self.validation.loss(self.objective, self.stepper.micro_batch)
-        if self.world > 1:
-            total = sum(gather_object([total]), torch.zeros_like(total))
-        row: dict[str, Any] = {"kind": "validation", "n_images": self.n_images, "loss": _mean(total[0], total[1])}
-        if self.objective.classifies:
-            row["accuracy"] = _mean(total[2], total[3])
-        if images is not None:
-            mine = self.validation.statistics(images)
-            everyone = gather_object([mine]) if self.world > 1 else [mine]
-            for other in everyone[1:]:
-                everyone[0].merge(other)
-            row["frechet"] = self.validation.frechet(everyone[0])
+        found = self.validation.measured(self.objective, self.stepper.micro_batch, images)
         for metric, sign in (("loss", 1), ("frechet", 1), ("accuracy", -1)):
-            if metric in row and sign * row[metric] < sign * self.best.get(metric, sign * math.inf):
-                self.best[metric] = row[metric]
+            if metric in found and sign * found[metric] < sign * self.best.get(metric, sign * math.inf):
+                self.best[metric] = found[metric]
                 self._write_model(f"best-{metric}")
-        yield from self._record(row)
+        yield from self._record({"kind": "validation", "n_images": self.n_images, **found})
 
     def _write_model(self, name: str) -> None:
         if self.main:
@@ -368,12 +345,3 @@ class Trainer:
             self.checkpoints.save(self.n_images, facts)
             atomic_json(self.run.path / "environment.json", self.environment.to_dict())
         self.accelerator.wait_for_everyone()
-
-
-def _mean(total: Tensor, count: Tensor) -> float:
-    return float(total / count) if count else 0.0
-
-
-def _finite(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

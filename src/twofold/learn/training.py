@@ -151,11 +151,25 @@ def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
 
 
 def _check_labels(settings: TrainSettings, store: Store) -> None:
-    """Raises `UserError` for data that a classifier cannot be trained on."""
-    classes, source = len(class_names(settings, store)), f"data.source={settings.data.source}"
+    """Raises `UserError` for data that a classifier cannot be trained on, and for labels that it would not learn."""
+    data, asked, listed = settings.data, asks_attributes(settings, store), store.lists_attributes
+    if listed and not asked:
+        hint = "set objective.multi_label=true, or give a file with the columns id and class"
+        raise UserError(
+            f"data.labels={data.labels}", "lists attributes, which a classifier of classes is not told", hint
+        )
+    if asked and not listed and (data.labels or data.labels_per_class):
+        given = f"labels={data.labels}" if data.labels else f"labels_per_class={data.labels_per_class}"
+        what = "is about classes, and objective.multi_label=true learns the attributes that these data have"
+        raise UserError(f"data.{given}", what, "say whose are known in data.labels=FILE: name, and a column for each")
+    classes, source = len(class_names(settings, store)), f"data.source={data.source}"
     if classes < 2:
         hint = "give a folder with one sub-folder per class"
         raise UserError(source, f"has {classes} classes, a classifier needs at least 2", hint)
+    head = getattr(getattr(settings.network, "head", None), "classes", None)
+    if head is not None and head != classes:
+        what = f"the data has {classes} classes"
+        raise UserError(f"network.head.classes={head}", what, "leave it out: it is taken from the data")
 
 
 def _with_labelled(objective: Joint, settings: TrainSettings, store: Store) -> Joint:

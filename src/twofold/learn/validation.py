@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..data import Store, spread
@@ -62,6 +63,35 @@ class Validation:
         # a covariance needs two images on either side
         self.samples_wanted = settings.validation.samples if min(settings.validation.samples, len(rows)) > 1 else 0
         self._reference: Gaussian | None = None
+
+    def measured(self, objective: Objective, count: int, images: Tensor | None = None) -> dict[str, float]:
+        """{"loss", "accuracy", "frechet"} over all processes: the second where any label is known, the third of images.
+
+        count: images at a time. images: this rank's share of samples, of which `samples_wanted` in all are looked at
+        (a preview may have drawn more); None: there are none on any rank.
+        """
+        total = self.loss(objective, count)
+        if self.world > 1:
+            total = sum(gather_object([total]), torch.zeros_like(total))
+        loss, counted, right, asked = total.tolist()
+        found = {"loss": loss / max(counted, 1)}
+        if asked:
+            found["accuracy"] = right / asked
+        if images is not None and self.samples_wanted:
+            mine = self.statistics(images[: len(range(self.samples_wanted)[self.rank :: self.world])])
+            everyone = gather_object([mine]) if self.world > 1 else [mine]
+            for other in everyone[1:]:
+                everyone[0].merge(other)
+            found["frechet"] = self.frechet(everyone[0])
+        return found
+
+    def everyones(self, images: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
+        """The samples of all processes and their labels, of these shares, in the order of their seeds."""
+        if self.world == 1:
+            return images, labels
+        every = gather_object(list(zip(range(self.rank, 10**9, self.world), images, labels, strict=False)))
+        every.sort(key=lambda item: item[0])
+        return torch.stack([image for _, image, _ in every]), [label for _, _, label in every]
 
     def loss(self, objective: Objective, count: int) -> Tensor:
         """This rank's (sum of losses, images counted, right answers, images asked about); float64. count: at a time."""

@@ -23,6 +23,10 @@ MOST_BYTES = 2**28  # of which no more than this, as uint8
 HELD_OUT = 30  # real images are shown from the test part where it has at least so many
 SHOWN = 16  # samples whose neighbours are shown
 SAMPLES = 120  # samples the page chooses from
+BITS = (
+    "Bits that it takes to send a pixel and channel of a held-out image to somebody who has the model: 8 for raw "
+    "pixels; less is better."
+)
 REAL_CAPTIONS = {
     "test": "Real images of the same data, held out: the model has not seen them.",
     "train": "Real images of the same data: some that the model was trained on, because few or none are held out.",
@@ -42,8 +46,8 @@ def report_run(
     """Writes RUN/report.html and returns its path.
 
     images, labels: generated images uint8 (N, C, H, W) and the classes asked for; default: the newest preview.
-    found: an evaluation of them, with "answers" and "ood" where there are any. frechet_target: see `verdict`.
-    command: what reproduces the page.
+    found: an evaluation of them, with "answers", "ood" and "likelihood" where there are any. frechet_target: see
+    `verdict`. command: what reproduces the page.
     """
     previews = load_previews(run)
     if images is None and previews:
@@ -68,8 +72,9 @@ def report_run(
         recognition=newest_finding(run),
         answers={**found.get("answers", {}), **({"ood": found["ood"]} if found.get("ood") else {})},
         neighbours=None if images is None else neighbours(images, store),
-        metrics=found.get("metrics", {}),
+        metrics=found.get("metrics", {}) | bits(found.get("likelihood")),
         metrics_note=found.get("note", ""),
+        meanings={name: BITS for name in bits(found.get("likelihood"))},
         notes=found.get("notes", ()),
         settings=run.settings_file.read_text(),
         command=command or result.get("command", ""),
@@ -81,6 +86,14 @@ def report_run(
         versions=result.get("versions", {}),
     )
     return write_report(run.path, content)
+
+
+def bits(likelihood: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The row of the metrics' table that a likelihood gives: it is one of real images."""
+    if likelihood is None:
+        return {}
+    value = {"real": likelihood["bits_per_dimension"], "interval": [likelihood["low"], likelihood["high"]]}
+    return {f"bits_per_dimension/{likelihood['method']}": value}
 
 
 def newest_finding(run: Run) -> dict[str, Any] | None:

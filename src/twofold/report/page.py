@@ -44,6 +44,7 @@ METRICS = {
     "class_share_gap": "Largest gap of class shares",
     "accuracy": "Accuracy",
     "calibration_error": "Calibration error",
+    "bits_per_dimension": "Bits per dimension",
 }
 SHARES = {"precision", "recall", "coverage", "nearer_than_real", "acceptance", "agreement", "accuracy"}
 COLUMNS = {"samples": "Generated", "real": "Real images", "gaussian": "Fitted Gaussian"}

@@ -100,7 +100,7 @@ PAGE = """\
 {%- endmacro %}
 {% macro cell(row, key, title) -%}
 <td class="number" data-label="{{ title }}">{% if key in row.cells %}<span>{{ row.cells[key] }}</span>
-{%- if key == "samples" and row.interval %}<small>{{ row.interval }}</small>{% endif %}{% endif %}</td>
+{%- if key == row.cells | first and row.interval %}<small>{{ row.interval }}</small>{% endif %}{% endif %}</td>
 {%- endmacro %}
 {% macro facts(pairs) -%}
 <dl>{% for name, value in pairs.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>

@@ -79,7 +79,8 @@ class DenoisingObjective(Objective):
         x0 = self.denoiser.codec.encode(batch.images)
         cond = {}
         if settings.augment_probability:
-            x0, cond["augment"] = augment(x0, batch.uniforms[:, U_AUGMENT:], settings.augment_probability)
+            u = batch.uniforms[:, U_AUGMENT : U_AUGMENT + AUGMENT_DRAWS]
+            x0, cond["augment"] = augment(x0, u, settings.augment_probability)
         if self.denoiser.classes:
             dropped = (batch.uniforms[:, U_LABEL] < settings.label_dropout).to(batch.label.device)
             cond["label"] = torch.where(dropped, -1, batch.label)
