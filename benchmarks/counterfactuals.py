@@ -1,8 +1,8 @@
 """Do edits become their target while they stay near? Test images of digits, each towards a random other class.
 
-    python benchmarks/counterfactuals.py --run RUN --judge RUN [--conditional RUN] [--out edits.jsonl] [--seeds 3]
+    python benchmarks/counterfactuals.py --run RUN [RUN ...] --judge RUN [--conditional RUN] [--out edits.jsonl]
 
-RUN: of joint-digits-mini, of digits-classifier (an independent judge) and of digits (class-conditional). An edit counts
+RUN: of joint-digits-mini (or one for each seed, trained with other seeds), of digits-classifier (an independent judge) and of digits (class-conditional). An edit counts
 where the judge, who took no part in it, names the target, and where the edited image is nearer to its original, in
 pixels, than the nearest training image of the target class: both at once. For each configuration and seed of the random
 targets one line of JSON, kept in --out: what is there is not computed again. At the end a table with Student's 95 %
@@ -85,7 +85,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True)
+    parser.add_argument("--run", nargs="+", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--conditional")
     parser.add_argument("--out", type=Path, default=Path("counterfactuals.jsonl"))
@@ -98,7 +98,7 @@ def main() -> None:
     rows, real = store.indices(arguments.part)[: arguments.n], store.indices("train")
     images, train = store.batch(rows), store.batch(real)
     labels, train_labels = (torch.from_numpy(store.labels[r].astype("int64")) for r in (rows, real))
-    models = {source: twofold.load(source) for source in (arguments.run, arguments.conditional) if source}
+    models = {source: twofold.load(source) for source in (*arguments.run, arguments.conditional) if source}
     judge = twofold.load(arguments.judge)
     hashes = {source: [weights_hash(part)[:8] for part in (model, judge)] for source, model in models.items()}
     kept = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
@@ -106,7 +106,7 @@ def main() -> None:
     wanted_rows: dict[str, list[Any]] = {name: [] for name in arguments.only}
     for seed in range(arguments.seeds):
         for name in arguments.only:
-            source = arguments.conditional if name == "labels" else arguments.run
+            source = arguments.conditional if name == "labels" else arguments.run[seed % len(arguments.run)]
             if source is None:
                 continue
             row = {"configuration": name, "seed": seed, "part": arguments.part, "images": len(images)}

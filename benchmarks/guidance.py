@@ -1,8 +1,8 @@
 """Which way of guiding gets the class that was asked for, at what price in quality and time?
 
-    python benchmarks/guidance.py --run RUN --judge RUN [--conditional RUN] --figure docs/figures/guidance.png
+    python benchmarks/guidance.py --run RUN [RUN ...] --judge RUN [--conditional RUN] --figure docs/figures/guidance.png
 
-RUN: of a joint model (preset joint-digits-mini); --judge: a classifier that was trained by itself
+RUN: of a joint model (preset joint-digits-mini), or one for each seed, trained with other seeds; --judge: a classifier that was trained by itself
 (digits-classifier); --conditional: a denoiser that is told the class (digits), for classifier-free guidance. Classes in
 turn. share: of samples in which the judge sees the class asked for; accepted: of those it gives 90 % to any class;
 frechet: pixels, to all images of the run's data; cost: products of an evaluation by those of an unguided one (FLOPs,
@@ -124,7 +124,7 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True)
+    parser.add_argument("--run", nargs="+", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--conditional")
     parser.add_argument("--n", type=int, default=1000)
@@ -133,19 +133,20 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    models = {name: load(name) for name in (arguments.run, arguments.conditional) if name}
+    models = {name: load(name) for name in (*arguments.run, arguments.conditional) if name}
     judge = load(arguments.judge)
-    store = open_store(Run.open(arguments.run).settings().data)
+    store = open_store(Run.open(arguments.run[0]).settings().data)
     real = Gaussian.of(embed(encoder("pixels"), store.batch(store.indices("all"))))
-    wanted = [(arguments.run, *one) for one in JOINT]
-    wanted += [(arguments.conditional, *one) for one in CONDITIONAL if arguments.conditional]
+    wanted = [*JOINT, *(CONDITIONAL if arguments.conditional else [])]
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
     names = {source: [weights_hash(part)[:8] for part in (model, judge)] for source, model in models.items()}
     kept = [row for row in rows if row.get("weights") in names.values()]  # of these models
     done = {json.dumps([row[k] for k in ("method", "how", "seed", "n")]) for row in kept}
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
-    for seed in arguments.seeds:
-        for name, method, how in wanted:
+    for place, seed in enumerate(arguments.seeds):
+        for method, how in wanted:
+            joint = arguments.run[place % len(arguments.run)]
+            name = arguments.conditional if method == "labels" else joint
             if json.dumps([method, how, seed, arguments.n]) in done:
                 continue
             row = {"method": method, "how": how, "seed": seed, "n": arguments.n, "weights": names[name]}
@@ -155,7 +156,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             print({k: row[k] for k in ("method", "seed", "share", "frechet", "cost")}, scale_of(how), flush=True)
     kept = [row for row in kept if row["n"] == arguments.n]
-    print(table(kept, [(method, how) for _, method, how in wanted], arguments.seeds))
+    print(table(kept, wanted, arguments.seeds))
     if arguments.figure:
         draw_figure(kept, arguments.figure)
 
