@@ -2,11 +2,12 @@
 
     python benchmarks/counterfactuals.py --run RUN [RUN ...] --judge RUN [--conditional RUN] [--out edits.jsonl]
 
-RUN: of joint-digits-mini (or one for each seed, trained with other seeds), of digits-classifier (an independent judge) and of digits (class-conditional). An edit counts
-where the judge, who took no part in it, names the target, and where the edited image is nearer to its original, in
-pixels, than the nearest training image of the target class: both at once. For each configuration and seed of the random
-targets one line of JSON, kept in --out: what is there is not computed again. At the end a table with Student's 95 %
-interval over seeds. --part validation is what the defaults were chosen on.
+RUN: of joint-digits-mini (or one for each seed, trained with other seeds), of digits-classifier (an independent judge)
+and of digits (class-conditional). An edit counts where the judge, who took no part in it, names the target, and where
+the edited image is nearer to its original, in pixels, than the nearest training image of the target class: both at
+once. For each configuration and seed of the random targets one line of JSON, kept in --out: what is there is not
+computed again. At the end a table with Student's 95 % interval over seeds. --part validation is what the defaults were
+chosen on.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
     python benchmarks/guidance.py --run RUN [RUN ...] --judge RUN [--conditional RUN] --figure docs/figures/guidance.png
 
-RUN: of a joint model (preset joint-digits-mini), or one for each seed, trained with other seeds; --judge: a classifier that was trained by itself
-(digits-classifier); --conditional: a denoiser that is told the class (digits), for classifier-free guidance. Classes in
-turn. share: of samples in which the judge sees the class asked for; accepted: of those it gives 90 % to any class;
-frechet: pixels, to all images of the run's data; cost: products of an evaluation by those of an unguided one (FLOPs,
-gradients included); seconds: per image, on this machine. One row per configuration and seed (of the samples: seed s
-takes s * n, s * n + 1, ...), kept in --rows and not computed again; an interval is 95 % of Student's t over the seeds.
+RUN: of a joint model (preset joint-digits-mini), or one for each seed, trained with other seeds; --judge: a classifier
+that was trained by itself (digits-classifier); --conditional: a denoiser that is told the class (digits), for
+classifier-free guidance. Classes in turn. share: of samples in which the judge sees the class asked for; accepted: of
+those it gives 90 % to any class; frechet: pixels, to all images of the run's data; cost: products of an evaluation by
+those of an unguided one (FLOPs, gradients included); seconds: per image, on this machine. One row per configuration and
+seed (of the samples: seed s takes s * n, s * n + 1, ...), kept in --rows and not computed again; an interval is 95 % of
+Student's t over the seeds.
 """
 
 from __future__ import annotations
