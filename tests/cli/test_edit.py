@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from twofold.cli.edit import in_order, target_of
-from twofold.cli.edited import Folder, measured
+from twofold.cli.edited import Folder, measured, verdict
 from twofold.cli.main import main
 from twofold.errors import UserError
 from twofold.generate.pull import answers
@@ -156,14 +156,23 @@ def test_labels_guide_a_conditional_denoiser(photos: Path, tmp_path: Path) -> No
         (["to=3", "strength=2"], "strength"),
         (["to=3", "sigma=1e5"], "sigma=100000: the model knows"),
         (["to=3", "guide=labels"], "guide=labels: this model is unconditional"),
-        (["to=3", "guide=nobody"], "nobody: no such run"),
+        (["to=3", "guide=nobody"], "error: guide=nobody: no such run"),
+        (["to=3", "judge=nobody"], "error: judge=nobody: no such run"),
+        (["to=3", "guide=JUDGE"], "does not judge noisy images (this classifier was trained on clean images); give a"),
         (["to=3", "guide=onw"], "guide=onw: neither a kind of guide nor a run; did you mean 'own'"),
     ],
 )
 def test_mistakes_are_told(
-    joint: Path, photos: Path, tmp_path: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    joint: Path,
+    judge: Path,
+    photos: Path,
+    tmp_path: Path,
+    words: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "o"
+    words = [word.replace("JUDGE", str(judge)) for word in words]
     assert main(["edit", str(joint), str(photos), *words, "--quiet", "--out", str(out)]) == 2
     assert expected in said(capsys) and not out.exists()
 
@@ -171,6 +180,8 @@ def test_mistakes_are_told(
 def test_more_mistakes(
     joint: Path, judge: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["edit", str(joint), "nothere.png", "to=3", *QUICK]) == 2
+    assert "error: IMAGE nothere.png: there is no such file or folder" in said(capsys)
     assert main(["edit", str(judge), str(photos), "to=3", *QUICK]) == 2
     assert "holds a classifier, which generates nothing" in said(capsys)
     assert main(["edit", str(joint), str(photos), "to=3", f"judge={joint.parent}", *QUICK]) == 2
@@ -219,6 +230,18 @@ def test_files_are_called_after_images_and_never_alike(tmp_path: Path) -> None:
     names = [folder.stem(name) for name in ("a/x.png", "a_x.jpg", "../../etc", "", "é ü.png", "data.parquet:3")]
     assert names[:2] == ["a_x", "a_x-2"] and len(set(names)) == 6
     assert all(name and "/" not in name and not name.startswith(".") for name in names)
+
+
+def test_what_is_said_of_one_edit(tmp_path: Path) -> None:
+    row = {"already": False, "flipped": True, "reached": True, "label_before": "", "label_after": "Old;Smiling"}
+    assert verdict(row) == "flipped" and verdict(row | {"already": True}) == "the target already"
+    assert verdict(row | {"reached": False}) == "flipped, not reached"
+    assert verdict(row | {"flipped": False, "reached": False}) == "not flipped, not reached"
+    folder = Folder(tmp_path / "o", {}, [], EditSettings(to="Smiling;not Male"), ["Male", "Smiling"])
+    assert folder.answer(row, "before") == "not Male;not Smiling"  # of what was asked about only
+    assert folder.answer(row, "after") == "not Male;Smiling"
+    assert folder.answer(row | {"judge_after": "Male"}, "after") == "Male;not Smiling"
+    assert Folder(tmp_path / "p", {}, [], EditSettings(to="1")).answer(row, "after") == "Old;Smiling"
 
 
 def test_what_is_said_of_all_edits() -> None:

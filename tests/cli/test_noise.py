@@ -149,15 +149,15 @@ def test_guides_that_cannot_be_are_told_before_any_work(
     digits = make_run(tmp_path / "digits", "digits", names=[f"number {k}" for k in range(10)])
     for source, words, expected in (
         (free, [f"guide={clean}"], "does not judge noisy images (this classifier was trained on clean images"),
-        (free, [f"guide={run}"], "guide: is no classifier"),
+        (free, [f"guide={run}"], f"guide={run}: is no classifier"),
         (free, ["guide=runs/nowhere"], "no such run"),
         (free, ["guide_scale=2"], "guide_scale, guide_interval: there is no guide"),
         (free, [f"guide={noisy}", "guide_scale=-1"], "guide_scale=-1"),
-        (free, [f"guide={noisy}", "guide_interval=[2, 1]"], "guide_interval: 2 is not below 1"),
+        (free, [f"guide={noisy}", "guide_interval=[2, 1]"], "guide_interval=[2, 1] (command line): 2 is not below 1"),
         (free, [f"guide={noisy}", "label=ten"], "label=ten: no such class"),
         (free, [f"guide={noisy}", "label=none"], "guide_scale=1: there is no label to guide towards"),
         (free, [f"guide={noisy}", "guidance=2"], "guidance=2: this model is unconditional"),
-        (digits, [f"guide={others}"], "guide: does not know the model's class 'number 0'"),
+        (digits, [f"guide={others}"], f"guide={others}: does not know the model's class 'number 0'"),
     ):
         out = tmp_path / "nothing"
         assert main(["sample", str(source), *words, "n=2", "--quiet", "--out", str(out)]) == 2, words

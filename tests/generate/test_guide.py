@@ -248,7 +248,11 @@ def test_mistakes_are_told_before_anything_is_computed() -> None:
             r"guide_interval=\(2.0, 1.0\): not an interval",
         ),
         (free, {"guide": exact, "label": 0, "guidance": 2.0}, "guidance=2: this model is unconditional; use guide_"),
-        (free, {"guide_scale": 2.0}, "guide_scale, guide_interval: there is no guide; give who guides: guide=repr"),
+        (
+            free,
+            {"guide_scale": 2.0},
+            "guide_scale, guide_interval: there is no guide; give who guides: guide=own, repr",
+        ),
         (oracle, {"guide": Linear(2), "label": 0}, "guide: knows 2 classes, the model 3"),
     ):
         with pytest.raises(UserError, match=what):

@@ -265,7 +265,7 @@ def test_guides_that_cannot_be_are_told_before_anything_is_computed(joint_unet: 
             "guide=representations: this model does not classify .*`twofold train jo",
         ),
         (plain, {"guide": "own"}, "guide=own: this model does not classify what it makes; .*guide=RUN"),
-        (joint, {"guide": "labels"}, "guide=labels: this model is unconditional; use guide=representations"),
+        (joint, {"guide": "labels"}, "guide=labels: this model is unconditional; use guide=own, guide=rep"),
         (joint, {"guide": "onw"}, "guide=onw: is no kind of guide; did you mean 'own'"),
         (joint, {"guide": "own"}, "guide_scale=5: there is no label to guide towards; give label="),
         (joint, {"guide": "own", "label": 0, "guidance": 2.0}, "guidance=2: this model is unconditional"),
@@ -274,7 +274,7 @@ def test_guides_that_cannot_be_are_told_before_anything_is_computed(joint_unet: 
         (
             joint,
             {"label": 0},
-            "label=0: this model is unconditional; leave the label out, or give guide=representations",
+            "label=0: this model is unconditional; leave the label out, or give guide=own, guide=rep",
         ),
     ):
         with pytest.raises(UserError, match=what):

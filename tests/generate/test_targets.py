@@ -34,8 +34,8 @@ def test_targets_in_words() -> None:
     assert read_target("not not Young", NAMES) == [-1, -1, 0, -1]
     for text, what in (
         ("Smiling;not Smiling", "label=Smiling;not Smiling: asks for Smiling and for its absence"),
-        ("Smiling;not Mole", "label=Smiling;not Mole: no attribute 'Mole'; did you mean 'Male'"),
-        (" ; ", "names no attribute; names joined by ;"),
+        ("Smiling;not Mole", "label=Smiling;not Mole: no attribute 'Mole'; did you mean 'Male'.*; names are joined by"),
+        (" ; ", "names no attribute; names are joined by ';'"),
     ):
         with pytest.raises(UserError, match=what):
             read_target(text, NAMES)
@@ -117,7 +117,7 @@ def test_mistakes_with_attributes(joint_unet: JointUNets) -> None:
             check_labels(model if guide is by else single, label, 2, guide=guide)
     with pytest.raises(UserError, match=r"label=cow: no such class; valid: cat, dog, eel, all, none"):
         requested(SampleSettings(label="cow"), single, "own")
-    with pytest.raises(UserError, match="label=cow: .* takes labels with guide=representations"):
+    with pytest.raises(UserError, match="label=cow: .* takes labels with guide=own, guide=representations, or"):
         requested(SampleSettings(label="cow"), single)
     with pytest.raises(UserError, match="label=train: the training data of this model is not known here"):
         requested(SampleSettings(label="train"), single, "own")

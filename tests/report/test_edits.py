@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twofold.report.edits import ACROSS, BRIGHTER, DARKER, FULL, Shown, change_colours, edit_figure, edits_overview
+from twofold.report.edits import (
+    BRIGHTER,
+    CELL,
+    DARKER,
+    DOWN,
+    EDGE,
+    FULL,
+    GAP,
+    HEADING,
+    ORANGE,
+    SPACING,
+    Listed,
+    Shown,
+    change_colours,
+    edit_figure,
+    edits_overview,
+)
 
 GREY = np.full((1, 8, 8), 100, np.uint8)
 
@@ -73,13 +89,48 @@ def test_figure_is_the_same_for_the_same_edit() -> None:
     assert edit_figure(shown()) == edit_figure(shown()) != edit_figure(replace(shown(), kept=0.2))
 
 
-def test_overview_has_three_rows_for_every_row_of_edits() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (ACROSS + 2, 1, 8, 8), dtype=np.uint8)
-    few = pixels(edits_overview(images[:2], images[2:4], ["1 → 3", "2 → 3"]))
-    many = pixels(edits_overview(images, images[::-1].copy(), ["x"] * (ACROSS + 2)))
-    assert few.shape[0] > 3 * 8 and many.shape[1] > many.shape[0]
-    white = (few[:, :, :3] == 255).all(2) & (few[:, :, 3] == 255)
-    same = pixels(edits_overview(images[:2], images[:2], ["a", "b"]))
-    assert ((same[:, :, :3] == 255).all(2) & (same[:, :, 3] == 255)).sum() > white.sum()
-    with pytest.raises(ValueError, match="2 originals, 1 edited"):
-        edits_overview(images[:2], images[:1], ["a"])
+def test_figure_says_what_came_of_the_edit() -> None:
+    assert len({edit_figure(shown(verdict=text)) for text in ("", "flipped", "not flipped, not reached")}) == 3
+
+
+def listed(size: int, words: tuple[str, ...] = ("flipped", "1 → 3", "p", "rms"), failed: bool = False) -> Listed:
+    one, other = np.random.default_rng(size).integers(0, 256, (2, 1, size, size), dtype=np.uint8)
+    return Listed(one, other, words, failed)
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_overview_is_as_large_as_its_edits(size: int) -> None:
+    heading = ("target: 3", "answers: the guide")
+    one, four, many = (pixels(edits_overview([listed(size)] * n, heading)).shape for n in (1, 4, DOWN + 1))
+    cell = round(CELL / size) * size
+    down = max(cell, 4 * SPACING) + GAP
+    assert one[0] < 300 and one[1] < 600 and four[:2] == (one[0] + 3 * down, one[1])
+    assert many[0] == one[0] + (DOWN - 1) * down and one[1] < many[1] <= 2 * one[1]
+
+
+def test_overview_shows_whole_pixels_and_marks_failures() -> None:
+    edit = listed(8)
+    picture = pixels(edits_overview([edit]))
+    grey = np.kron(edit.original[0], np.ones((CELL // 8, CELL // 8), np.uint8))
+    found = next(
+        picture[y : y + CELL, x : x + CELL, :3]
+        for y in range(picture.shape[0] - CELL + 1)
+        for x in [EDGE]
+        if (picture[y, x : x + CELL, 0] == grey[0]).all()
+    )
+    assert (found == grey[:, :, None]).all()
+    orange = tuple(int(ORANGE[i : i + 2], 16) for i in (1, 3, 5))
+    same = Listed(edit.original, edit.original, ("not flipped",), True)
+    for failed in (True, False):
+        colours = pixels(edits_overview([replace(same, failed=failed)]))
+        assert bool((colours == (*orange, 255)).all(2).any()) == failed
+    assert (colours == 255).all(2).sum() == CELL**2  # no change is white, within a frame
+
+
+def test_overview_of_long_words_and_mistakes() -> None:
+    wide = pixels(edits_overview([listed(8, ("a very long answer " * 20,))], ["a target of many names " * 50]))
+    assert wide.shape[1] <= HEADING + 2 * EDGE
+    with pytest.raises(ValueError, match="2 edits of 2 sizes"):
+        edits_overview([listed(8), listed(9)])
+    with pytest.raises(ValueError, match="0 edits"):
+        edits_overview([])

@@ -14,11 +14,12 @@ from ..errors import UserError, some
 from ..settings.edit import EditSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from ..settings.sample import GUIDES
-from .edited import Folder, row_of
+from .edited import Folder, row_of, verdict
 from .predict import data_of, image_shape
 from .probe import home_of, prepare
 from .sample import guide_run
 from .show import Progress, say
+from .told import told_as
 from .train import command_line
 
 if TYPE_CHECKING:
@@ -89,14 +90,15 @@ def edit(
         raise UserError("torchrun", "edits are made by one process", "give the same command without it")
     editor = editor_of(source, settings, accelerator.device)
     data = data_of(source, images, image_shape(editor.model), settings)  # type: ignore[arg-type]
-    opened = open_images(data)
+    with told_as(f"IMAGE {images}", f"data={images}"):
+        opened = open_images(data)
     networks = {id(part): part for part in (editor.model, *editor.recipe.pull.models, editor.judge) if _weighs(part)}
     hashes = [weights_hash(part)[:8] for part in networks.values()]
     name = Path(images.rstrip("/")).stem or "images"
     given = {"images": hashed(opened.identity()), "weights": hashes}
     path = out or home_of(source) / "edits" / "-".join([name, settings_hash(settings), hashed(given)[:8]])
     facts = {**given, "settings": settings.model_dump(mode="json")}
-    folder = Folder(path, facts, opened.classes(), settings)
+    folder = Folder(path, facts, opened.classes(), settings, attributes_of(editor))
     total = min(opened.count() or 0, settings.n or opened.count() or 0) or None
     with Progress("editing", quiet) as progress:
         for part in stream(opened, data, settings.micro_batch):
@@ -111,6 +113,12 @@ def edit(
     if not folder.done:
         raise UserError(images, "holds no readable image", "nothing was written")
     return folder.finish(command, source, time.monotonic() - start)
+
+
+def attributes_of(editor: Editor) -> list[str]:
+    """The attributes that are asked about; none where the target is a class."""
+    names, target = editor.recipe.pull.class_names, editor.target[0]
+    return [] if target.ndim == 0 else [name for name, value in zip(names, target.tolist(), strict=True) if value >= 0]
 
 
 def hashed(identity: Any) -> str:
@@ -140,9 +148,13 @@ def editor_of(source: str, settings: EditSettings, device: torch.device) -> Edit
 
         asked = ZeroShotClassifier(model, rounds=TRIALS)
     names = ("strength", "sigma", "scale", "steps", "confidence", "margin", "search")
-    how = recipe(model, guide, asked=asked, **{name: getattr(settings, name) for name in names})
+    with told_as(f"guide={settings.guide}", "guide"):
+        how = recipe(model, guide, asked=asked, **{name: getattr(settings, name) for name in names})
     target = target_of(settings.to, list(how.pull.class_names), how.pull.multi_label)
-    judge = load(settings.judge, device=device) if settings.judge else None
+    judge = None
+    if settings.judge:
+        with told_as(f"judge={settings.judge}", settings.judge):
+            judge = load(settings.judge, device=device)
     return Editor(model, how, target, in_order(judge, how.pull, image_shape(model), settings.judge), settings)  # type: ignore[arg-type]
 
 
@@ -229,13 +241,12 @@ def write_figures(editor: Editor, part: Streamed, found: Edited, rows: list[dict
         return
     target = editor.target.expand(len(rows), *editor.target.shape[1:])
     p_target, p_original = path(found, target, judge or pull.asked)
-    seen = "judge" if judge else "label"
     for i, row in enumerate(rows[:drawn]):
         shown = Shown(
             original=part.images[i].numpy(),
             edited=found.images[i].numpy(),
-            before=row[f"{seen}_before"],
-            after=row[f"{seen}_after"],
+            before=folder.answer(row, "before"),
+            after=folder.answer(row, "after"),
             target=editor.settings.to,
             original_class=row["label_before"],
             sigmas=found.step_sigmas[i].tolist(),
@@ -244,5 +255,6 @@ def write_figures(editor: Editor, part: Streamed, found: Edited, rows: list[dict
             kept=row["p_judge_after" if judge else "p_after"],
             rms=row["rms"],
             by="the judge" if judge else "the guide",
+            verdict=verdict(row),
         )
         folder.figure(row["file"], edit_figure(shown))

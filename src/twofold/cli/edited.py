@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..data import Streamed
     from ..generate.edit import Edited
+    from ..report.edits import Listed
 
 SHOWN = 20  # edits in the overview
 DONE = ".done"  # one file a finished batch: its rows
@@ -49,9 +51,18 @@ def row_of(
 
 def words(logits: Tensor, names: list[str], target: Tensor) -> str:
     """An answer (K,) in words: the class, or the attributes that are more likely than not."""
+    from ..generate.targets import JOIN
+
     if target.ndim == 1:
         return names[int(logits.argmax())]
-    return ";".join(name for name, value in zip(names, logits.tolist(), strict=True) if value > 0)
+    return JOIN.join(name for name, value in zip(names, logits.tolist(), strict=True) if value > 0)
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What came of an edit, by its row."""
+    if row["already"]:
+        return "the target already"
+    return ("flipped" if row["flipped"] else "not flipped") + ("" if row["reached"] else ", not reached")
 
 
 def _digits(value: Any) -> float:
@@ -62,14 +73,22 @@ class Folder:
     """edited/, difference/ and figures/ with one PNG an image, edits.csv, overview.png and result.json.
 
     facts: what must be the same for a folder to be continued. classes: of the source, [] where it has none.
-    Raises `UserError` for a folder of other edits.
+    attributes: that are asked about, of a guide that knows attributes. Raises `UserError` for a folder of other edits.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], classes: list[str], settings: EditSettings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        facts: dict[str, Any],
+        classes: list[str],
+        settings: EditSettings,
+        attributes: Sequence[str] = (),
+    ) -> None:
         self.path, self.facts, self.classes, self.settings = path, facts, classes, settings
+        self.attributes = attributes
         self.done = 0
         self.rows: list[dict[str, Any]] = []
-        self.shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+        self.shown: list[Listed] = []
         self._stems: set[str] = set()
         self._computed = False
         request = path / "request.json"
@@ -113,12 +132,30 @@ class Folder:
         for row, image in zip(rows, part.images.numpy(), strict=True):
             self._stems.add(row["file"])
             if len(self.shown) < SHOWN:
-                caption = (
-                    f"{row.get('judge_before', row['label_before'])} → {row.get('judge_after', row['label_after'])}"
-                )
-                self.shown.append((image, _read_png(self.path / "edited" / f"{row['file']}.png", image), caption))
+                self.shown.append(self._listed(row, image))
         self.rows += rows
         self.done += len(rows)
+
+    def _listed(self, row: dict[str, Any], image: np.ndarray) -> Listed:
+        """An edit as the overview shows it."""
+        from ..report.edits import Listed
+
+        edited = _read_png(self.path / "edited" / f"{row['file']}.png", image)
+        before, after = (self.answer(row, when) for when in ("before", "after"))
+        p = [row.get(f"p_judge_{when}", row[f"p_{when}"]) for when in ("before", "after")]
+        lines = (verdict(row), f"{before} → {after}", f"p(target) {p[0]:.2f} → {p[1]:.2f}")
+        failed = not (row["already"] or (row["flipped"] and row["reached"]))
+        return Listed(image, edited, (*lines, f"change {row['rms']:.1f} levels rms"), failed)
+
+    def answer(self, row: dict[str, Any], when: str) -> str:
+        """What the judge, or else the guide, says "before" or "after": the class, or the attributes asked about."""
+        text = row.get(f"judge_{when}", row[f"label_{when}"])
+        if not self.attributes:
+            return text
+        from ..generate.targets import ABSENT, JOIN
+
+        there = text.split(JOIN)
+        return JOIN.join(name if name in there else ABSENT + name for name in self.attributes)
 
     def stem(self, name: str) -> str:
         """What the pictures of an image are called: its id without what files cannot be called, and no name twice."""
@@ -153,15 +190,14 @@ class Folder:
 
     def finish(self, command: str, model: str, seconds: float) -> str:
         """Writes the table, the overview and, if anything was computed, the result; returns what to tell the user."""
-        import numpy as np
-
         from ..learn.training import versions
         from ..report.edits import edits_overview
 
         with TableFile(self.path / "edits.csv") as table:
             table.write({name: [row[name] for row in self.rows] for name in self.rows[0]})
-        originals, edited, captions = zip(*self.shown, strict=True)
-        atomic_bytes(self.path / "overview.png", edits_overview(np.stack(originals), np.stack(edited), captions))
+        judge = self.settings.judge
+        heading = (f"target: {self.settings.to}", f"answers: {f'the judge, {judge}' if judge else 'the guide'}")
+        atomic_bytes(self.path / "overview.png", edits_overview(self.shown, heading))
         metrics = measured(self.rows)
         if self._computed or not (self.path / "result.json").is_file():
             found = {"command": command, "model": model, **self.facts, "metrics": metrics, "seconds": round(seconds, 1)}

@@ -15,6 +15,7 @@ from ..errors import UserError, some
 from ..settings.evaluate import EvaluateSettings
 from .sample import guide_run, precision
 from .show import Progress
+from .told import told_as
 from .yardstick import fewest
 
 if TYPE_CHECKING:
@@ -58,10 +59,11 @@ def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
         return
     from ..run import load
 
-    known = list(getattr(load(settings.classifier, device=device), "class_names", ()))
+    where = f"classifier={settings.classifier}"
+    with told_as(where, settings.classifier):
+        known = list(getattr(load(settings.classifier, device=device), "class_names", ()))
     if names != known:
         what = f"knows {some(known)}, the guide asks for {some(names)}"
-        where = f"classifier={settings.classifier}"
         raise UserError(where, what, "give a classifier of the same classes in the same order")
 
 
@@ -69,16 +71,17 @@ def planned(model: Denoiser, settings: EvaluateSettings, guide: Any) -> Plan:
     """How samples are to be made. guide: the classifier that the settings name, if they name one."""
     from ..generate.sample import plan
 
-    return plan(
-        model,
-        settings.sampler,
-        settings.steps,
-        settings.guidance,
-        micro_batch=settings.micro_batch,
-        guide=settings.guide if guide is None else guide,
-        guide_scale=settings.guide_scale,
-        guide_interval=settings.guide_interval,
-    )
+    with told_as(f"guide={settings.guide}", "guide"):
+        return plan(
+            model,
+            settings.sampler,
+            settings.steps,
+            settings.guidance,
+            micro_batch=settings.micro_batch,
+            guide=settings.guide if guide is None else guide,
+            guide_scale=settings.guide_scale,
+            guide_interval=settings.guide_interval,
+        )
 
 
 def asked_names(model: Denoiser, settings: EvaluateSettings, guide: Any) -> list[str]:

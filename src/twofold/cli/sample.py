@@ -10,6 +10,7 @@ from ..errors import UserError, nearest, some
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from ..settings.sample import GUIDES, SampleSettings
 from .show import Progress, say
+from .told import told_as
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,8 @@ def models(source: str, settings: SampleSettings, device: torch.device) -> tuple
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier, which generates nothing", "give a denoiser's run")
     guide = guide_run(settings.guide, device)
-    plan_of(model, settings, guide)
+    with told_as(f"guide={settings.guide}", "guide"):
+        plan_of(model, settings, guide)
     return model, guide
 
 
@@ -85,7 +87,8 @@ def guide_run(guide: str | None, device: torch.device) -> Any:
         return None
     if not Path(guide).exists() and "did you mean" in nearest(guide, GUIDES):
         raise UserError(f"guide={guide}", "neither a kind of guide nor a run", nearest(guide, GUIDES))
-    return load(guide, device=device)
+    with told_as(f"guide={guide}", guide):
+        return load(guide, device=device)
 
 
 def asked_of(source: str, settings: SampleSettings, model: Denoiser, guide: Any, quiet: bool) -> Any:
@@ -116,13 +119,13 @@ def known_labels(store: Store, model: Denoiser, by: Any) -> Any:
     """
     import numpy as np
 
-    from ..generate.labels import asks_attributes, class_names
+    from ..generate.labels import asks_attributes, class_names, guides_of
 
     names, rows, where = class_names(model, by), store.indices("train"), f"data={store.settings.source}"
     several = asks_attributes(model, by)
     known = list(store.attribute_names if several else store.classes)
     if not names:
-        raise UserError("label=train", "this model takes no labels", "add guide=representations, or a classifier's run")
+        raise UserError("label=train", "this model takes no labels", f"add {guides_of(model)}")
     values = store.attributes if several else store.labels
     values = None if values is None else np.asarray(values[rows], np.int64)
     if values is None or not bool((values >= 0).any()):

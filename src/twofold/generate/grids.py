@@ -1,4 +1,5 @@
-"""Published grids that need more than a number of levels: respaced tables, and the nodes of DPM-Solver-fast.
+"""The noise levels of sampling, of any grid; among them published ones that need more than a number of levels:
+respaced tables, and the nodes of DPM-Solver-fast.
 
 Those of `twofold.noise.grid` end at sigma 0, as `respaced_grid` does; `fast_grid` ends at the smallest sigma, where its
 recipe stops. A sampler takes either: `grid[:-1]` of one that ends at 0 is a grid that ends above it.
@@ -12,9 +13,10 @@ from itertools import accumulate, repeat
 import torch
 from torch import Tensor
 
+from .. import noise
 from ..errors import UserError
 from ..noise import VP, Family
-from ..settings.sample import RESPACING
+from ..settings.sample import FAST, RESPACING
 from .samplers import fast_orders
 
 
@@ -87,3 +89,44 @@ def fast_grid(evaluations: int, sigma_min: float, sigma_max: float) -> Tensor:
     grid = (ends[0] + ramp * (ends[1] - ends[0])).exp()
     grid[0], grid[-1] = sigma_max, sigma_min  # not off by a rounding, which a family might refuse
     return grid
+
+
+def levels(
+    family: Family,
+    steps: int | None,
+    usual: int,
+    grid: str,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> Tensor:
+    """The levels of sampling, descending, float64: of `noise.grid`, of a respaced table, or DPM-Solver-fast's nodes.
+
+    usual: steps where none are given. to_zero: the last step goes to sigma 0; otherwise it ends at the smallest level,
+    as some recipes do ("fast" always does), in as many steps. Raises `UserError` for what the family has not.
+    """
+    if is_respacing(grid):
+        return _respaced(family, steps, grid, (sigma_min, sigma_max), to_zero)
+    steps = usual if steps is None else steps
+    if grid == FAST:
+        low, high = family.sigma_range
+        ends = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
+        family.check(torch.tensor(ends, dtype=torch.float64))
+        return fast_grid(steps, *ends)
+    if to_zero:
+        return noise.grid(family, steps, grid, sigma_min, sigma_max)
+    return noise.grid(family, steps + 1, grid, sigma_min, sigma_max)[:-1]
+
+
+def _respaced(
+    family: Family, steps: int | None, grid: str, ends: tuple[float | None, float | None], to_zero: bool
+) -> Tensor:
+    """Of a respaced table, which says by itself how many levels there are and where they end."""
+    if ends != (None, None):
+        raise UserError(f"grid={grid}", "takes no sigma_min or sigma_max", "use grid=karras or grid=log")
+    sigmas = respaced_grid(family, grid)
+    if steps not in (None, len(sigmas) - 1):
+        raise UserError(f"steps={steps}", f"grid={grid} has {len(sigmas) - 1} levels", "leave steps out")
+    if not to_zero and len(sigmas) == 2:
+        raise UserError("to_zero=false", f"grid={grid} has one level, and nowhere to go", "leave to_zero out")
+    return sigmas if to_zero else sigmas[:-1]

@@ -185,7 +185,8 @@ def _check_hears_noise(denoiser: Denoiser, classifier: Any, sigma: float) -> Non
     try:
         class_gradient(classifier, x, torch.tensor(sigma, dtype=torch.float64), label)
     except (UserError, ValueError) as error:
-        what = f"it does not judge noisy images ({error})"
+        reason = error.what if isinstance(error, UserError) else str(error).partition(";")[0]  # the rest is for Python
+        what = f"it does not judge noisy images ({reason})"
         raise UserError("guide", what, "give a classifier that was trained with noise") from None
     except RuntimeError as error:
         if "does not require grad" not in str(error):

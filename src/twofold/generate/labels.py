@@ -17,18 +17,24 @@ from torch import Tensor
 from ..denoiser import Classifier, Denoiser
 from ..draws import ImageDraws
 from ..errors import UserError, nearest
-from ..settings.sample import GUIDES, SampleSettings
-from .guide import CLASSIFIER, Guide
+from ..settings.sample import SampleSettings
+from .guide import CLASSIFIER, OWN, REPRESENTATIONS, Guide
+from .representations import is_joint
 from .targets import only, read_target, target_text
 
 ALL, NONE, TRAIN = "all", "none", "train"
-GUIDED = (f"guide={GUIDES[1]}", "or guide=RUN of a classifier that knows noise")
 
 
 def of_guide(denoiser: Denoiser, guide: Classifier | Guide | str | None) -> bool:
     """Whether labels are the guide's: of a model that takes none, or that its own head guides."""
     own = isinstance(guide, str) or (isinstance(guide, Guide) and guide.kind != CLASSIFIER)
     return guide is not None and (own or not denoiser.classes)
+
+
+def guides_of(denoiser: Denoiser) -> str:
+    """Who could pull samples of this model to a label, as settings are written."""
+    own = f"guide={OWN}, guide={REPRESENTATIONS}, or " if is_joint(denoiser) else ""
+    return own + "guide=RUN of a classifier that knows noise"
 
 
 def class_names(denoiser: Denoiser, guide: Classifier | str | None = None) -> list[str]:
@@ -70,13 +76,13 @@ def requested(
     elif isinstance(label, str) and not label.isdecimal():
         if asks_attributes(denoiser, guide):
             return seeds, np.tile(np.asarray(read_target(label, names), np.int64), (settings.n, 1))
-        raise UserError(f"label={label}", "no such class", nearest(label, [*names, ALL, NONE]) + _how(names))
+        raise UserError(f"label={label}", "no such class", nearest(label, [*names, ALL, NONE]) + _how(names, denoiser))
     return seeds, np.full(settings.n, int(label), np.int64)
 
 
-def _how(names: Sequence[str]) -> str:
+def _how(names: Sequence[str], denoiser: Denoiser) -> str:
     """What to do about a label where the model knows none."""
-    return "" if names else f"; this model takes labels with {', '.join(GUIDED)}"
+    return "" if names else f"; this model takes labels with {guides_of(denoiser)}"
 
 
 def drawn_labels(values: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
@@ -129,7 +135,9 @@ def _labels(denoiser: Denoiser, label: Any, n: int, guide: Guide | None) -> Tens
         return _check_attributes(labels, classes, several)
     low, high = int(labels.min()), int(labels.max())
     if not classes and high >= 0:
-        raise UserError(f"label={high}", "this model is unconditional", f"leave the label out, or give {GUIDED[0]}")
+        raise UserError(
+            f"label={high}", "this model is unconditional", f"leave the label out, or give {guides_of(denoiser)}"
+        )
     if low < -1 or high >= classes > 0:
         bad = low if low < -1 else high
         known = f": {', '.join(names[:30])}" if names and names != [str(k) for k in range(classes)] else ""

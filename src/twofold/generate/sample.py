@@ -28,12 +28,11 @@ from .. import noise
 from ..denoiser import Classifier, Denoiser
 from ..draws import SampleNoise
 from ..errors import UserError
-from ..settings.sample import FAST
 from ..settings.size import LARGEST_SIDE
-from .grids import fast_grid, is_respacing, respaced_grid
+from .grids import levels
 from .guidance import check_interval, clipped, guided
 from .guide import CLASSIFIER, LABELS, REPRESENTATIONS, Guide, make_guide
-from .labels import check_labels
+from .labels import check_labels, guides_of
 from .samplers import SAMPLERS, Denoise, Sampler, Step, resolve
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -98,11 +97,11 @@ def plan(
     sigmas = levels(family, steps, chosen.steps, kind, sigma_min, sigma_max, to_zero)
     clip = denoiser.clip if clip is None else clip
     if guide in (None, LABELS) and (guide_scale is not None or guide_interval is not None):
-        hint = "give who guides: guide=representations, own, or a classifier; of labels the scale is guidance="
+        hint = "give who guides: guide=own, representations, or a classifier; of labels the scale is guidance="
         raise UserError("guide_scale, guide_interval", "there is no guide", hint)
     by = None
     if guide == LABELS and not denoiser.classes:
-        raise UserError("guide=labels", "this model is unconditional", "use guide=representations, or a classifier")
+        raise UserError("guide=labels", "this model is unconditional", f"use {guides_of(denoiser)}")
     if guide not in (None, LABELS):
         _check_guided(denoiser, guide, shape, guidance)
         by = make_guide(denoiser, guide, guide_scale, guide_interval, sigmas)
@@ -117,47 +116,6 @@ def _check_guided(denoiser: Denoiser, guide: Any, shape: tuple[int, ...], guidan
     if isinstance(guide, str) and denoiser.classes and guidance != 1:
         what = f"guide={guide} shows the network no labels"
         raise UserError(f"guidance={guidance:g}", what, "leave guidance out; the scale is guide_scale")
-
-
-def levels(
-    family: noise.Family,
-    steps: int | None,
-    usual: int,
-    grid: str,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    to_zero: bool = True,
-) -> Tensor:
-    """The levels of sampling, descending, float64: of `noise.grid`, of a respaced table, or DPM-Solver-fast's nodes.
-
-    usual: steps where none are given. to_zero: the last step goes to sigma 0; otherwise it ends at the smallest level,
-    as some recipes do ("fast" always does), in as many steps. Raises `UserError` for what the family has not.
-    """
-    if is_respacing(grid):
-        return _respaced(family, steps, grid, (sigma_min, sigma_max), to_zero)
-    steps = usual if steps is None else steps
-    if grid == FAST:
-        low, high = family.sigma_range
-        ends = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
-        family.check(torch.tensor(ends, dtype=torch.float64))
-        return fast_grid(steps, *ends)
-    if to_zero:
-        return noise.grid(family, steps, grid, sigma_min, sigma_max)
-    return noise.grid(family, steps + 1, grid, sigma_min, sigma_max)[:-1]
-
-
-def _respaced(
-    family: noise.Family, steps: int | None, grid: str, ends: tuple[float | None, float | None], to_zero: bool
-) -> Tensor:
-    """Of a respaced table, which says by itself how many levels there are and where they end."""
-    if ends != (None, None):
-        raise UserError(f"grid={grid}", "takes no sigma_min or sigma_max", "use grid=karras or grid=log")
-    sigmas = respaced_grid(family, grid)
-    if steps not in (None, len(sigmas) - 1):
-        raise UserError(f"steps={steps}", f"grid={grid} has {len(sigmas) - 1} levels", "leave steps out")
-    if not to_zero and len(sigmas) == 2:
-        raise UserError("to_zero=false", f"grid={grid} has one level, and nowhere to go", "leave to_zero out")
-    return sigmas if to_zero else sigmas[:-1]
 
 
 def _options(

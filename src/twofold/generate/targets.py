@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 
 JOIN, ABSENT = ";", "not "
+SYNTAX = f"names are joined by {JOIN!r}, with {ABSENT!r} before what is absent"
 
 
 def log_probability(logits: Tensor, target: Tensor) -> Tensor:
@@ -64,13 +65,13 @@ def read_target(text: str, names: Sequence[str], where: str = "") -> list[int]:
         absent = part not in names and part.startswith(ABSENT)
         name = part.removeprefix(ABSENT).strip() if absent else part
         if name not in names:
-            raise UserError(where, f"no attribute {name!r}", nearest(name, names))
+            raise UserError(where, f"no attribute {name!r}", f"{nearest(name, names)}; {SYNTAX}")
         k, value = names.index(name), int(not absent)
         if target[k] == 1 - value:
             raise UserError(where, f"asks for {name} and for its absence", "leave one of them out")
         target[k] = value
     if max(target, default=-1) < 0:
-        raise UserError(where, "names no attribute", f"names joined by {JOIN}, with {ABSENT}NAME for what is absent")
+        raise UserError(where, "names no attribute", SYNTAX)
     return target
 
 

@@ -99,15 +99,20 @@ class SampleSettings(Settings):
             )
         return text
 
+    @field_validator("guidance_interval", "guide_interval")
+    @classmethod
+    def _interval(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] < 0:
+            raise ValueError(f"{value[0]:g} is below 0, the least noise there is; give [low, high]")
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"{value[0]:g} is not below {value[1]:g}; give [low, high]")
+        return value
+
     @model_validator(mode="after")
-    def _intervals(self) -> SampleSettings:
-        for name, low, high in (
-            ("guidance_interval", *(self.guidance_interval or (0.0, 1.0))),
-            ("guide_interval", *(self.guide_interval or (0.0, 1.0))),
-            ("sigma_min, sigma_max", self.sigma_min or 0.0, self.sigma_max or float("inf")),
-        ):
-            if not 0 <= low < high:
-                raise ValueError(f"{name}: {low:g} is not below {high:g}")
+    def _range(self) -> SampleSettings:
+        low, high = self.sigma_min, self.sigma_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"sigma_min={low:g} is not below sigma_max={high:g}")
         return self
 
     def sampler_options(self) -> dict[str, Any]:
