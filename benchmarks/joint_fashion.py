@@ -47,6 +47,7 @@ def settings_of(arm: str, seed: int, data: str, changes: dict[str, Any]) -> Trai
         whole["objective"], whole["network"]["head"] = {"kind": "denoising"}, None
     if arm == "classifier":
         whole["objective"] |= {"denoise": False, "weight": 1.0, "pseudo_labels": "none"}
+        whole["objective"] |= {"weight_from_images": 0, "weight_rampup_images": 0}  # all of the time
     return resolve(TrainSettings, [(arm, whole)])[0]
 
 
