@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from twofold.cli.compared import guide_in_words
 from twofold.cli.main import main
 from twofold.data import open_store
 from twofold.measure import accuracy, calibration_error
@@ -230,6 +232,9 @@ def test_attributes(table: Path, joint: Path, shapes: Path, tmp_path: Path, caps
     assert main(["evaluate", str(run), *QUICK, "noise_levels=[0, 1]", f"ood={shapes}", "--out", str(tmp_path)]) == 0
     found, printed = found_in(tmp_path)["answers"], capsys.readouterr().out
     assert found["kind"] == "attributes" and list(found["per_class"]) == names
+    for name in ("accuracy", "exact"):
+        low, high = found["metrics"][name]["interval"]
+        assert low <= found["metrics"][name]["samples"] <= high and low < high
     assert {"accuracy", "always", "macro_f1", "average_precision", "exact", "brier"} <= found["metrics"].keys()
     assert found["per_class"]["never"]["f1"] is None and found["per_class"]["never"]["always"] == 1
     assert found["per_class"]["dim"]["images"] < found["per_class"]["bright"]["images"]
@@ -267,3 +272,104 @@ def test_mistakes(joint: Path, clean: Path, shapes: Path, tmp_path: Path, capsys
         assert main(["evaluate", *words, "--quiet", "--out", str(out)]) == 2, words
         assert expected in said(capsys)
         assert not out.exists()
+
+
+def put_digits(folder: Path, rows: range, labelled: int = 10**9) -> Path:
+    """Digits as images of 8 x 8 in folders of their classes; after so many of a class they lie in "unlabelled"."""
+    store, seen = open_store(DataSettings(source="digits")), [0] * 10
+    for i in rows:
+        k = int(store.all_labels[i])
+        seen[k] += 1
+        place = folder / (str(k) if seen[k] <= labelled else "unlabelled")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(store.batch([i])[0, 0].numpy()).save(place / f"{i}.png")
+    return folder
+
+
+def test_only_labelled_images_are_counted(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = put_digits(tmp_path / "few", range(400), labelled=10)
+    assert main(["evaluate", str(clean), f"data={few}", "--quiet", "--out", str(tmp_path / "x")]) == 0
+    found, printed = found_in(tmp_path / "x"), capsys.readouterr().out
+    part = found["held_out"]
+    assert 10 <= part["labelled"] < 40 < part["images"] and found["images"] == {"test": part["labelled"]}
+    assert f"on {part['labelled']} labelled images of the test part, which holds {part['images']}, clean" in printed
+    assert any("the temperature was fitted on 10 labelled images" in note for note in found["notes"])
+
+
+def test_images_that_were_trained_on_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, scans = put_digits(tmp_path / "photos", range(300)), put_digits(tmp_path / "scans", range(300, 500))
+    names = [str(k) for k in range(10)]
+    data = {"source": str(photos), "unlabelled": str(scans)}
+    run = make_run(tmp_path / "run", "joint-digits-mini", names, data)
+    for source, seen in ((scans, True), (photos, False)):
+        words = ["evaluate", str(run), *QUICK, "noise_levels=[]", "--out", str(tmp_path / "out" / source.name)]
+        assert main([*words, f"data={source}"]) == 0
+        found, printed = found_in(tmp_path / "out" / source.name), capsys.readouterr().out
+        notes = [note for note in found["notes"] if "trained on" in note]
+        assert bool(notes) is seen
+        if seen:
+            count = found["held_out"]["images"]
+            assert f"{count} of the {count} images of the test part of scans" in notes[0]
+            assert "without their labels" in notes[0] and notes[0] in printed
+            assert "without their labels" in (run / "report.html").read_text()
+    assert main([*words[:-1], str(tmp_path / "y"), f"data={{source: {photos}, split_seed: 1}}"]) == 0
+    (note,) = [note for note in found_in(tmp_path / "y")["notes"] if "trained on" in note]
+    assert "without their labels" not in note and " of the " in note  # other parts of the same data
+
+
+def test_a_joint_model_without_denoising_answers_and_generates_nothing(
+    joint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(k) for k in range(10)]
+    run = make_run(tmp_path / "run", "joint-digits-mini", names, {"source": "digits"}, denoise=False)
+    assert main(["sample", str(run), "n=2", "--quiet", "--out", str(tmp_path / "s")]) == 2
+    assert "holds a classifier, which generates nothing" in said(capsys) and not (tmp_path / "s").exists()
+    assert main(["evaluate", str(run), "noise_levels=[1]", "--quiet", "--out", str(tmp_path / "x")]) == 0
+    found = found_in(tmp_path / "x")
+    assert "frechet/pixels" not in found["metrics"] and "accuracy" in found["metrics"]
+    assert "Answers" in (run / "report.html").read_text()
+    assert main(["evaluate", str(run), "n=20", "--quiet", "--out", str(tmp_path / "y")]) == 2
+    assert main(["predict", str(run), str(put_digits(tmp_path / "new", range(3))), "--quiet"]) == 0
+    assert isinstance(load(run), JointClassifier)
+    capsys.readouterr()
+    words = [f"guide={run}", "n=2", "steps=2", "label=3", "precision=fp32", "--quiet"]
+    assert main(["sample", str(joint), *words, "--out", str(tmp_path / "guided")]) == 0
+
+
+def test_unreadable_images_of_another_kind_are_left_out(
+    clean: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tmp_path / "others"
+    shutil.copytree(shapes, others)
+    (others / "down" / "broken.png").write_bytes(b"no image")
+    assert main(["evaluate", str(clean), f"ood={others}", "--quiet", "--out", str(tmp_path / "x")]) == 0
+    assert "unreadable images of others, left out: 1" in capsys.readouterr().out
+    assert found_in(tmp_path / "x")["ood"]["other"]["images"] == 60
+
+
+def test_a_page_keeps_what_was_measured_before(
+    clean: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(clean, run, ignore=shutil.ignore_patterns("evaluations", "report.html"))
+    page = lambda: (run / "report.html").read_text()  # noqa: E731
+    assert main(["evaluate", str(run), f"ood={shapes}", "--quiet"]) == 0
+    assert main(["evaluate", str(run), "--quiet"]) == 0
+    assert "Images of another kind" in page() and "measured before" in page()
+    assert main(["evaluate", str(run), "data={source: digits, most: 500}", "--quiet"]) == 0
+    assert "Images of another kind" not in page()  # that was of other data
+
+
+def test_what_guidance_was_and_what_it_cost_is_printed(
+    joint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["guide=representations", "guide_scale=2.5", "guide_interval=[0.001, 90]", "noise_levels=[]"]
+    assert main(["evaluate", str(joint), *QUICK, *how, "--out", str(tmp_path)]) == 0
+    cost, printed = found_in(tmp_path)["request"]["samples"]["relative_cost"], capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("relative_cost")]
+    assert f"{cost:.4f}" in line
+    assert f"guide representations, scale 2.5 at 0.001 < sigma <= 90; {cost:g} times the computation" in printed
+    assert guide_in_words({"guide": {"classifier": "0123456789", "scale": 1.0, "interval": None}}) == [
+        "guide classifier 01234567, scale 1"
+    ]
+    assert guide_in_words({}) == []

@@ -14,6 +14,7 @@ from twofold.errors import UserError
 from twofold.learn import train
 from twofold.learn.classes import asks_attributes, class_names
 from twofold.learn.events import Saved
+from twofold.learn.objectives.supervised import commoner_answers
 from twofold.run import load
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
@@ -53,6 +54,9 @@ def test_attributes_are_the_classes(table: Path, tmp_path: Path) -> None:
     model = load(tmp_path / "run")
     assert model.class_names == ["bright", "none"] and model.multi_label  # type: ignore[union-attr]
     assert result["metrics"]["accuracy"] == 1.0  # of what is known
+    held_out = store.indices("validation")[:32]
+    share = float(np.mean(np.asarray(store.attributes[held_out][:, 0]) == 1))  # type: ignore[index]
+    assert 0.4 < share < 0.7 and result["metrics"]["accuracy_always"] == pytest.approx(max(share, 1 - share))
     rows = store.indices("test")
     said = model.image_logits(store.batch(rows))[:, 0] > 0  # type: ignore[union-attr]
     assert torch.equal(said, torch.from_numpy(np.asarray(store.attributes[rows][:, 0])) == 1)  # type: ignore[index]
@@ -79,3 +83,10 @@ def test_an_edited_label_file_is_noticed(tmp_path: Path) -> None:
         train(settings, tmp_path / "run", "cpu")
     file.write_text(text)
     train(settings, tmp_path / "run", "cpu")
+
+
+def test_what_always_the_commoner_answer_reaches() -> None:
+    label = torch.tensor([[1, 0, -1], [1, 0, -1], [1, 1, -1], [0, -1, -1], [-1, -1, -1]])
+    # yes to the first question and no to the second: image by image 1, 1, 1/2, 0, and nothing asked of the last
+    assert commoner_answers(label) == pytest.approx(2.5)
+    assert commoner_answers(torch.tensor([[0, 0, 1], [0, 1, 0]])) == pytest.approx(4 / 3)  # a tie is no

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from twofold.denoiser import Classifier, Denoiser, JointDenoiser
 from twofold.errors import UserError
 from twofold.learn import train
 from twofold.learn.batches import Batch, Batches, labelled_rows
-from twofold.learn.events import Saved
+from twofold.learn.events import Note, Saved
 from twofold.learn.objectives import objective
 from twofold.learn.objectives.joint import JointObjective, balanced, soft_labels, sure_labels, weight_at
 from twofold.learn.validation import Validation
 from twofold.noise import add
+from twofold.recognize.classifier import JointClassifier
 from twofold.run import Run, build, load
 from twofold.settings.data import DataSettings
 from twofold.settings.resolve import resolve
@@ -336,6 +338,31 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
         train(wanted, tmp_path / "killed", "cpu", die)
     train(wanted, tmp_path / "killed", "cpu")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_the_first_line_says_how_many_images_are_labelled(tmp_path: Path) -> None:
+    notes: list[str] = []
+    wanted = settings(weight=0.1)
+    short = wanted.train.model_copy(update={"n_images": 32})
+    for data in ({"labels_per_class": 2}, {}):
+        changed = wanted.model_copy(update={"train": short, "data": wanted.data.model_copy(update=data)})
+        show = lambda event: notes.append(event.text) if isinstance(event, Note) else None  # noqa: E731
+        train(changed, tmp_path / str(len(data)), "cpu", show)
+    few, every = (note for note in notes if note.startswith("digits: "))
+    assert re.match(r"digits: [\d,]+ training \(20 labelled\) and \d+ validation images, 10 classes", few)
+    assert re.match(r"digits: [\d,]+ training and \d+ validation images, 10 classes", every)
+
+
+def test_a_run_without_denoising_is_a_classifier_that_denoising_can_be_added_to(tmp_path: Path) -> None:
+    short = {"train": {"n_images": 32}}
+    run_of(tmp_path, "first", short, weight=1.0, denoise=False)
+    alone = load(tmp_path / "first")
+    assert isinstance(alone, JointClassifier) and not isinstance(alone, Denoiser)
+    further = {"init_from": str(tmp_path / "first"), **short}
+    layers = [("a", {k: v for k, v in TINY.items() if k not in ("network", "noise")}), ("b", further)]
+    layers += [("c", {"objective": {"kind": "joint"}})]
+    train(resolve(TrainSettings, layers)[0], tmp_path / "second", "cpu")
+    assert isinstance(load(tmp_path / "second"), JointDenoiser)
 
 
 def test_few_labels_bring_companions_and_many_do_not(tmp_path: Path) -> None:

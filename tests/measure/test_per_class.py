@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from twofold.errors import UserError
-from twofold.measure import accuracy
-from twofold.measure.per_class import as_questions, attribute_table, class_table, over_attributes, share_right
+from twofold.measure import accuracy, share_interval
+from twofold.measure.per_class import (
+    as_questions,
+    attribute_table,
+    class_table,
+    mean_interval,
+    over_attributes,
+    share_right,
+)
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -77,6 +84,27 @@ def test_shares_of_right_answers() -> None:
     assert float(shares[1]) == pytest.approx(sum(by_hand) / len(by_hand))
     labels = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(2))
     assert float(share_right(logits, labels).mean()) == pytest.approx(accuracy(logits, labels))
+
+
+def test_the_interval_of_a_mean_over_attributes_counts_images() -> None:
+    logits, truth = attributes()
+    mean = over_attributes(attribute_table(logits.sigmoid(), truth, NAMES))["accuracy"]
+    low, high = mean_interval(logits, truth)
+    assert low < mean < high
+    generator = torch.Generator().manual_seed(1)
+    means = []
+    for _ in range(300):  # the spread over other images is what the interval says
+        rows = torch.randint(len(truth), (len(truth),), generator=generator)
+        table = attribute_table(logits[rows].sigmoid(), truth[rows], NAMES)
+        means.append(over_attributes(table)["accuracy"])
+    assert (high - low) / 2 == pytest.approx(1.96 * torch.tensor(means).std().item(), rel=0.15)
+    # the same question four times tells no more than once
+    once, told = logits[truth[:, 0] >= 0, :1], truth[truth[:, 0] >= 0, :1]
+    right = float(((once > 0) == (told == 1)).double().mean())
+    same = mean_interval(once.expand(-1, 4), told.expand(-1, 4))
+    assert same == pytest.approx(share_interval(right, len(told)), abs=1e-9)
+    sure = torch.where(truth == 1, 1.0, -1.0)
+    assert mean_interval(sure, truth) == share_interval(1.0, int((truth >= 0).any(1).sum()))  # never [1, 1]
 
 
 def test_attributes_are_questions_of_two_classes_at_any_temperature() -> None:

@@ -103,6 +103,8 @@ def test_words_of_the_table() -> None:
     assert found["classes"][1] == {"name": "<dog>", "cells": ["3", "50.0 %", "10.0 % to 90.0 %", ""]}
     assert found["scores"][0]["auroc"] == "0.910" and found["scores"][0]["fpr95"] == "40.0 %"
     assert "guessing gets 0.250" in found["scores_note"]
+    few = answers.table(result(held_out={"split": "test", "images": 60, "labelled": 6}))["summary"]
+    assert few.startswith("Of 6 labelled images of the test part of pets, which holds 60, 81.7 %")
     assert "with noise of sigma 0.5" in answers.table(result(asked_at=0.5))["summary"]
 
 

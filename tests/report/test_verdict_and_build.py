@@ -11,7 +11,7 @@ from tests.learn.common import tiny
 
 from twofold.data import open_store
 from twofold.learn import train
-from twofold.report.build import report_run
+from twofold.report.build import asked_for, report_run
 from twofold.report.verdict import verdict
 from twofold.run import Run, load
 
@@ -70,3 +70,10 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8)
     page = report_run(run, store, model, images, [i % 10 for i in range(30)], GOOD, 0.2).read_text()  # type: ignore[arg-type]
     assert "All 7 criteria are met." in page
+
+
+def test_classes_are_called_as_whoever_was_asked_calls_them() -> None:
+    store = open_store(tiny().data)
+    names = [f"digit {k}" for k in range(10)]
+    assert asked_for([9, -1, 0], store, None, names) == ["digit 9", "none", "digit 0"]
+    assert asked_for([9, -1], store, None) == ["9", "none"]

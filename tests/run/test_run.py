@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.learn.common import tiny
@@ -161,6 +162,19 @@ def test_model_files_are_whole_models(tmp_path: Path) -> None:
     x = torch.randn(2, 1, 8, 8)
     assert torch.allclose(again.denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-6)
     assert again.class_names == ["a", "b"] and not any(p.requires_grad for p in again.parameters())
+
+
+def test_a_model_of_another_version(tmp_path: Path) -> None:
+    """Settings that this version does not know are told in one line."""
+    settings = tiny()
+    model = build(settings, (1, 8, 8), list("0123456789"))
+    save_model(tmp_path / "a.safetensors", model.network.state_dict(), model, settings, 0)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        facts, tensors = json.loads(file.metadata()["twofold"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts["settings"]["objective"]["novelty"] = 1
+    save_file(tensors, tmp_path / "a.safetensors", {"twofold": json.dumps(facts)})
+    with pytest.raises(UserError, match=r"settings are of another version of twofold \(objective.*novelty"):
+        load_model(tmp_path / "a.safetensors")
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..data import Store
 
 WORST = 5  # classes or attributes that are named as the least known
+FEW = 50  # labelled images: a temperature that is fitted on fewer is told to be uncertain
 
 
 def judge(model: Any, store: Store, settings: EvaluateSettings, quiet: bool) -> dict[str, Any]:
@@ -36,14 +37,14 @@ def judge(model: Any, store: Store, settings: EvaluateSettings, quiet: bool) -> 
     found["metrics"] |= (calibrated := calibration(model, store, logits, truth, split)).pop("metrics")
     with Progress("accuracy against noise", quiet) as progress:
         curve = accuracy_against_noise(model, images, truth, levels, settings.noise_draws, progress=progress)
-    known = int((truth >= 0).sum() if truth.ndim == 1 else (truth >= 0).any(1).sum())
+    known = labelled(truth)
     return (
         ({"noise": curve} if curve else {})
         | found
         | calibrated
         | {
             "images": {split: known},
-            "held_out": {"split": split, "images": len(rows)},
+            "held_out": {"split": split, "images": len(rows), "labelled": known},
             "asked_at": getattr(model, "sigma", 0.0),
             "data": {"name": store.name, "hash": store.content_hash},
         }
@@ -55,6 +56,11 @@ def rows_of(store: Store, settings: EvaluateSettings) -> tuple[str, np.ndarray]:
     if settings.split == "all":
         return held_out_of(store, 1)
     return settings.split, store.indices(settings.split)
+
+
+def labelled(truth: Tensor) -> int:
+    """Of how many images something is known."""
+    return int((truth >= 0).sum() if truth.ndim == 1 else (truth >= 0).any(1).sum())
 
 
 def truth_of(model: Any, store: Store, rows: np.ndarray) -> Tensor:
@@ -85,13 +91,15 @@ def truth_of(model: Any, store: Store, rows: np.ndarray) -> Tensor:
 def right(logits: Tensor, truth: Tensor, names: list[str]) -> dict[str, Any]:
     """{"metrics": accuracy and what else there is without probabilities, "kind", "per_class"}."""
     from ..measure import accuracy, share_interval
-    from ..measure.per_class import attribute_table, class_table, over_attributes, share_right
+    from ..measure.per_class import attribute_table, class_table, mean_interval, over_attributes, share_right
 
     if truth.ndim == 2:
         table = attribute_table(logits.sigmoid(), truth, names)
         metrics: dict[str, Any] = {name: {"samples": value} for name, value in over_attributes(table).items()}
+        metrics["accuracy"]["interval"] = list(mean_interval(logits, truth))
         known = share_right(logits, truth)
-        metrics["exact"] = {"samples": float((known[known.isfinite()] == 1).double().mean())}
+        whole = float((known[known.isfinite()] == 1).double().mean())
+        metrics["exact"] = {"samples": whole, "interval": list(share_interval(whole, labelled(truth)))}
         return {"metrics": metrics, "kind": "attributes", "per_class": table}
     share = accuracy(logits, truth)
     interval = list(share_interval(share, int((truth >= 0).sum())))
@@ -129,6 +137,8 @@ def calibration(model: Any, store: Store, logits: Tensor, truth: Tensor, split: 
         else:
             metrics |= {"temperature": fitted, "log_loss_scaled": log_loss(asked / fitted, answer)}
             metrics["calibration_error_scaled"] = calibration_error((asked / fitted).softmax(1), answer)
+            if known is not None and labelled(known) < FEW:
+                notes.append(f"the temperature was fitted on {labelled(known)} labelled images: too few to rely on it")
     rows_told = {name: {"samples": value} for name, value in metrics.items()}
     return {"metrics": rows_told, "reliability": reliability(p, answer), "notes": notes}
 
@@ -158,10 +168,18 @@ def print_answers(found: Mapping[str, Any], heading: str = "classifier") -> None
         print(note)
     part = found["held_out"]
     if part["split"] == "validation":
-        print(f"held out: {part['images']} images of the validation part, for want of a test part")
+        print("held out: the validation part, for want of a test part")
     level = found.get("asked_at", 0)
     what = f"with noise of sigma {level:g}, at which it was trained" if level else "clean"
-    print(f"on {part['images']} images of the {part['split']} part, {what}")
+    print(f"on {asked_images(part)}, {what}")
+
+
+def asked_images(part: Mapping[str, Any]) -> str:
+    """Which images answers were compared with: "136 images of the test part", or those of them that are labelled."""
+    known = part.get("labelled", part["images"])
+    if known == part["images"]:
+        return f"{known:,} images of the {part['split']} part"
+    return f"{known:,} labelled images of the {part['split']} part, which holds {part['images']:,}"
 
 
 def number(value: float) -> str:

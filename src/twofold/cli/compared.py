@@ -257,6 +257,7 @@ def in_words(request: dict[str, Any]) -> str:
         parts.append(f"seeds {seeds['first']} to {seeds['first'] + seeds['count'] - 1}")
     if "sampler" in made:
         parts.append(f"{made['sampler']}, {made['steps']} steps, guidance {made['guidance']:g}")
+        parts += guide_in_words(made)
         parts += [
             "clipped" if made.get("clip") else "not clipped",
             f"computed in {made.get('precision', 'unknown').replace('full', 'float32')}",
@@ -269,6 +270,18 @@ def in_words(request: dict[str, Any]) -> str:
     digest = (reference.get("data_hash") or reference.get("sha256") or "")[:8]
     part = f" ({reference['split']})" if "split" in reference else ""
     return "; ".join([*parts, f"reference {name}{part}, {count}, {digest}"])
+
+
+def guide_in_words(made: dict[str, Any]) -> list[str]:
+    """Who guided samples, how much, and what it cost, as far as the request says."""
+    words, guide = [], made.get("guide")
+    if isinstance(guide, dict):
+        who = guide.get("kind") or f"classifier {str(guide.get('classifier', ''))[:8]}".rstrip()
+        where = " at {:g} < sigma <= {:g}".format(*guide["interval"]) if guide.get("interval") else ""
+        words.append(f"guide {who}, scale {guide.get('scale', 1):g}{where}")
+    if "relative_cost" in made:
+        words.append(f"{made['relative_cost']:g} times the computation of unguided samples")
+    return words
 
 
 def save_statistics(store: Store, settings: EvaluateSettings, encoder: Encoder, quiet: bool) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from ..settings.resolve import parse_assignments, resolve, settings_hash
 from .answered import judge, number, print_answers
 from .compared import check_reference, compare, compare_to_file, save_statistics
 from .generated import Generated, check_request, draw_samples, pixels_hash, read_images
+from .history import run_of, warn_of_training_images, with_earlier
 from .likelihood import OF_LIKELIHOOD, measure_likelihood, prepare_likelihood, print_likelihood
 from .ood import Beside, prepare_beside, print_told_apart
 from .show import Progress, say
@@ -146,6 +147,7 @@ def evaluate(
     found |= bits
     if beside is not None:
         beside.add_to(found, settings, quiet)
+    warn_of_training_images(found, path, store, settings, quiet)
     name = weights_hash(model) if model is not None else pixels_hash(given)
     found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
     keep(found, path, (out or home_of(path) / "evaluations") / f"{settings_hash(settings)}-{name[:8]}", quiet)
@@ -167,9 +169,11 @@ def page_of(
     from ..report.build import report_run
     from ..run import Run
 
+    found = with_earlier(found, path / "evaluations")
     if given is None:
         return report_run(Run.open(path), store, None, found={"answers": found, "ood": found.get("ood")})
-    return report_run(Run.open(path), store, model, given.images, given.labels, found, frechet_target, command)
+    images, labels, names = given.images, given.labels, given.names
+    return report_run(Run.open(path), store, model, images, labels, found, frechet_target, command, names)
 
 
 def beside_images(path: Path, model: Any, settings: EvaluateSettings, quiet: bool) -> Beside | None:
@@ -261,13 +265,11 @@ def keep(found: dict[str, Any], path: Path, base: Path, quiet: bool) -> None:
 
 def data_of(path: Path, settings: EvaluateSettings) -> DataSettings:
     """The real images: those given, or those of the run that a model or a folder of samples belongs to."""
-    from ..run import Run
-
     if settings.data is not None:
         return settings.data
-    for folder in (path, path.resolve().parent.parent):  # RUN, or RUN/samples/<name>
-        if (folder / "settings.yaml").is_file() and (folder == path or path.resolve().parent.name == "samples"):
-            return Run.open(folder).settings().data
+    run = run_of(path)
+    if run is not None:
+        return run.settings().data
     raise UserError("data", "not given, and the images come from no run that knows its data", "add data=SOURCE")
 
 
@@ -305,6 +307,9 @@ def print_images(found: dict[str, Any]) -> None:
     part = found.get("held_out", {"split": "", "images": 0})
     if part["split"] == "validation":
         print(f"held out: {part['images']} images of the validation part, for want of a test part")
+    cost = found["request"]["samples"].get("relative_cost")
+    if cost is not None:
+        print(f"{'relative_cost':{width}}{number(cost):>12}   (of guidance: computation over that of unguided samples)")
     counts = found["images"]
     if "frechet" in counts:
         seen = (

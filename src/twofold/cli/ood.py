@@ -89,7 +89,7 @@ def prepare_beside(model: Any, store: Store | None, settings: EvaluateSettings, 
 
 
 def other_kind(model: Any, classifier: Any, store: Store, settings: EvaluateSettings, quiet: bool) -> Store:
-    """The images of `ood`, brought to the shape of the model's own as these were."""
+    """The images of `ood`, brought to the shape of the model's own as these were; unreadable ones are left out."""
     from ..data import open_store
     from ..generate.sample import image_shape
     from ..settings.data import DataSettings
@@ -99,7 +99,7 @@ def other_kind(model: Any, classifier: Any, store: Store, settings: EvaluateSett
         what = f"its images are {by(store.shape)}, the model knows {by(shape)}"
         raise UserError(f"data={store.settings.source}", what, "set data.size and data.channels, or give other data")
     own = store.settings
-    how = {"fit": own.fit, "background": own.background, "on_bad_image": own.on_bad_image}
+    how = {"fit": own.fit, "background": own.background, "on_bad_image": "skip"}
     data = DataSettings.model_validate({"source": settings.ood, "size": shape[1:], "channels": shape[0], **how})
     try:
         with Progress("packing the images of another kind", quiet=True) as packing:
@@ -136,14 +136,17 @@ def told_apart(beside: Beside, settings: EvaluateSettings, quiet: bool) -> dict[
         with Progress("denoising images of both kinds", quiet) as progress:
             errors = by_denoising(denoiser, usual, (inside, outside), settings.micro_batch, progress)
         found[BY_DENOISING] = row_of(BY_DENOISING, *errors)
-    same = others.content_hash == store.content_hash
+    bad = len(others.meta["bad_images"])
+    notes = [f"unreadable images of {others.name}, left out: {bad:,}"] if bad else []
+    if others.content_hash == store.content_hash:
+        notes.append("these are the model's own data: 0.5 is all there can be")
     return {
         "ood": {
             "source": settings.ood,
             "own": {"name": store.name, "split": split, "images": len(inside)},
             "other": {"name": others.name, "split": part, "images": len(outside), "hash": others.content_hash},
             "scores": found,
-            "notes": ["these are the model's own data: 0.5 is all there can be"] if same else [],
+            "notes": notes,
         }
     }
 

@@ -23,6 +23,10 @@ from ..settings.text import read_text
 OPTIONS = ()
 TAIL = 2**16  # bytes of a log that are read: many rows, whatever its length
 KEY_METRICS = ("frechet", "loss", "accuracy")  # shown in the listing, where a run has them
+NONE = (
+    "no runs in {}; `twofold train PRESET data=SOURCE` makes one, and `twofold runs FOLDER` lists those that --out put "
+    "elsewhere"
+)
 MOST = 30  # characters of a value in a comparison
 
 
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     files = [*folder.glob(f"*/{SETTINGS_FILE}"), *folder.glob(f"*/*/{SETTINGS_FILE}")]  # a demo holds two runs
     found = [Record.read(path.parent) for path in files]
     found.sort(key=lambda record: record.changed, reverse=True)
-    print(listing(found, folder) if found else f"no runs in {folder}; `twofold train PRESET data=SOURCE` makes one")
+    print(listing(found, folder) if found else NONE.format(folder))
     return 0
 
 

@@ -88,13 +88,25 @@ def labels_of(store: Store, rows: np.ndarray, several: bool = False) -> Tensor:
     return torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
 
 
+def known_rows(store: Store, rows: np.ndarray, several: bool = False) -> np.ndarray:
+    """Those of these rows of which a label is known."""
+    known = labels_of(store, rows, several) >= 0
+    return rows[(known.any(1) if known.ndim == 2 else known).numpy()]
+
+
 def labelled_rows(store: Store, rows: np.ndarray, several: bool = False) -> np.ndarray:
     """Those of these rows of which a label is known. Raises `UserError` where there is none."""
-    known = labels_of(store, rows, several) >= 0
-    found = rows[(known.any(1) if known.ndim == 2 else known).numpy()]
+    found = known_rows(store, rows, several)
     if not len(found):
         raise UserError(f"data={store.settings.source}", "no training image is labelled", "label some of each class")
     return found
+
+
+def labelled_note(settings: TrainSettings, store: Store, rows: np.ndarray) -> str:
+    """` (35 labelled)` where labels are learned and not all of these rows have one, else nothing."""
+    known = len(known_rows(store, rows, asks_attributes(settings, store)))
+    learned = settings.objective.kind != "denoising" or bool(settings.network.classes)
+    return f" ({known:,} labelled)" if learned and known < len(rows) else ""
 
 
 def belongings_of(store: Store, rows: np.ndarray, names: Sequence[str]) -> dict[str, Tensor]:

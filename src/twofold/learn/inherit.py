@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..networks import NETWORKS
 from ..networks.trunk import middle_layer
 from ..networks.unet import UNet
-from ..recognize.classifier import NetworkClassifier
+from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..run import Run, load, newest_probe
 from ..settings.network import TapHeadSettings, TrunkSettings, UNetSettings
 from ..settings.resolve import differences, flatten, resolve
@@ -167,7 +167,9 @@ def source_model(source: str, settings: TrainSettings | None = None) -> Any:
     Raises `UserError` for a model of another kind, and for one that is not of pixels.
     """
     where = f"init_from={source}"
-    model = load(*place_of(source))
+    model: Any = load(*place_of(source))
+    if isinstance(model, JointClassifier):  # of a run without denoising, which may be trained further with it
+        model = model.joint
     if settings is not None and settings.objective.kind == "supervised":
         if not isinstance(model, NetworkClassifier):
             raise UserError(where, "is no classifier", "network.kind=trunk makes one of a denoiser")

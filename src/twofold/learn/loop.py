@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state
 from ..settings.train import TrainSettings
-from .batches import Batch, training_batches
+from .batches import Batch, labelled_note, training_batches
 from .branch import branch
 from .checkpoint import Checkpoints
 from .classes import class_names
@@ -193,7 +193,9 @@ class Trainer:
         """What is trained on what, in one line."""
         count, trained = parameters(self.objective.network)
         size = f"{count:,} parameters" + (f", {trained:,} trained" if trained != count else "")
-        parts = f"{len(self.batches.rows):,} training and {len(self.validation.rows):,} validation images"
+        train, held_out = self.batches.rows, self.validation.rows
+        known = [labelled_note(self.settings, self.store, rows) for rows in (train, held_out)]
+        parts = f"{len(train):,} training{known[0]} and {len(held_out):,} validation images{known[1]}"
         how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
         return f"{self.store.name}: {parts}, {len(self.model.class_names)} classes; {size}; {how}"
 

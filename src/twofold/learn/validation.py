@@ -19,9 +19,10 @@ from ..generate import sample
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
 from ..settings.train import TrainSettings
 from .batches import U_SIGMA, Batch, labels_of
-from .classes import asks_attributes
+from .classes import asks_attributes, class_names
 from .ema import Average
 from .objectives import Objective
+from .objectives.supervised import attributes, commoner_answers
 
 PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
 
@@ -67,6 +68,8 @@ class Validation:
     def measured(self, objective: Objective, count: int, images: Tensor | None = None) -> dict[str, float]:
         """{"loss", "accuracy", "frechet"} over all processes: the second where any label is known, the third of images.
 
+        With yes-or-no questions "accuracy_always" is what always giving the commoner answer would reach.
+
         count: images at a time. images: this rank's share of samples, of which `samples_wanted` in all are looked at
         (a preview may have drawn more); None: there are none on any rank.
         """
@@ -77,6 +80,8 @@ class Validation:
         found = {"loss": loss / max(counted, 1)}
         if asked:
             found["accuracy"] = right / asked
+            if getattr(self.settings.objective, "multi_label", False):
+                found["accuracy_always"] = self.always() / asked
         if images is not None and self.samples_wanted:
             mine = self.statistics(images[: len(range(self.samples_wanted)[self.rank :: self.world])])
             everyone = gather_object([mine]) if self.world > 1 else [mine]
@@ -107,6 +112,11 @@ class Validation:
                 total[2] += objective.correct(batch)
                 total[3] += objective.asked(batch.label)
         return total
+
+    def always(self) -> float:
+        """The sum that `loss` has of right answers, over the rows of all ranks, for always the commoner answer."""
+        labels = labels_of(self.store, self.rows, asks_attributes(self.settings, self.store))
+        return commoner_answers(attributes(labels, len(class_names(self.settings, self.store))))
 
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:
         uniforms = np.ones((len(rows), objective.uniforms))  # 1 = no label dropout, no flip, inactive augmentation

@@ -6,6 +6,7 @@ Metrics are scikit-learn's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,27 @@ def over_attributes(rows: dict[str, Row]) -> dict[str, float]:
         if values:
             found[name] = float(np.mean(values))
     return found
+
+
+def mean_interval(logits: Array, labels: Array) -> tuple[float, float]:
+    """95 % interval of the mean over attributes of their accuracy, for logits and labels (N, K) with something known.
+
+    Answers about one image go together, so images are what is counted: the variance is that of images' contributions to
+    the mean, and the interval Wilson's for as many independent answers as have this variance. At least one for each
+    image, as where all answers about an image are the same: so it holds where hardly any answer is wrong.
+    """
+    truth = torch.as_tensor(labels).cpu()
+    known = truth >= 0
+    known, n = known[known.any(1)], known.sum(0)
+    asked = n > 0
+    right = ((torch.as_tensor(logits).cpu() > 0) == (truth == 1))[(truth >= 0).any(1)].double()[:, asked]
+    seen, n = known[:, asked].double(), n[asked].double()
+    shares = (right * seen).sum(0) / n
+    mean = float(shares.mean())
+    off = ((right - shares) * seen / n).mean(1)
+    variance, images = float(off.square().sum()), len(off)
+    free = mean * (1 - mean) / variance if variance > 0 else 0.0
+    return share_interval(mean, max(images, math.floor(free)))
 
 
 def share_right(logits: Array, labels: Array) -> Tensor:

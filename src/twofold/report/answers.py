@@ -133,10 +133,10 @@ def _summary(found: Mapping[str, Any]) -> str:
     interval = f" ({percent(low_high[0])} to {percent(low_high[1])})" if low_high else ""
     level = found.get("asked_at", 0)
     noise = f", shown with noise of sigma {level:g}" if level else ""
-    return (
-        f"Of {part['images']:,} images of the {part['split']} part of {found['data']['name']}{noise}, "
-        f"{percent(accuracy['samples'])} {what}{interval}."
-    )
+    known = part.get("labelled", part["images"])
+    of = f" images of the {part['split']} part of {found['data']['name']}"
+    images = f"{known:,}{of}" if known == part["images"] else f"{known:,} labelled{of}, which holds {part['images']:,}"
+    return f"Of {images}{noise}, {percent(accuracy['samples'])} {what}{interval}."
 
 
 def _metric(name: str, row: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,12 @@ def report_run(
     found: dict[str, Any] | None = None,
     frechet_target: float | None = None,
     command: str = "",
+    names: Sequence[str] = (),
 ) -> Path:
     """Writes RUN/report.html and returns its path.
 
-    images, labels: generated images uint8 (N, C, H, W) and the classes asked for; default: the newest preview.
+    images, labels: generated images uint8 (N, C, H, W) and the classes asked for; default: the newest preview. names:
+    of these classes, where whoever guided the images knows them.
     found: an evaluation of them, with "answers", "ood" and "likelihood" where there are any. frechet_target: see
     `verdict`. command: what reproduces the page.
     """
@@ -64,7 +67,7 @@ def report_run(
         log=run.log(),
         over_time=previews,
         samples=None if images is None else images[:SAMPLES].numpy(),
-        sample_classes=None if labels is None else asked_for(labels[:SAMPLES], store, denoiser),
+        sample_classes=None if labels is None else asked_for(labels[:SAMPLES], store, denoiser, names),
         real=real,
         real_caption=REAL_CAPTIONS.get(part, ""),
         trajectory=None if denoiser is None else denoising(denoiser),
@@ -121,11 +124,12 @@ def load_previews(run: Run) -> list[tuple[int, np.ndarray]]:
     return [(int(path.stem), np.load(path, allow_pickle=False)) for path in sorted(run.previews.glob("[0-9]*.npy"))]
 
 
-def asked_for(labels: list[int], store: Store, denoiser: Denoiser | None) -> list[str]:
-    """Names of the classes asked for: the model's own; the data's where the model has none; or numbers."""
-    names = list(denoiser.class_names) if denoiser is not None else store.classes
-    if denoiser is not None and len(names) != denoiser.classes:
-        names = store.classes if len(store.classes) == denoiser.classes else []
+def asked_for(labels: list[int], store: Store, denoiser: Denoiser | None, names: Sequence[str] = ()) -> list[str]:
+    """Names of the classes asked for: those given; the model's own; the data's where it has none; or numbers."""
+    if list(names) == [str(k) for k in range(len(names))]:  # none, or numbers for want of names
+        names = list(denoiser.class_names) if denoiser is not None else store.classes
+        if denoiser is not None and len(names) != denoiser.classes:
+            names = store.classes if len(store.classes) == denoiser.classes else []
     return ["none" if label < 0 else names[label] if label < len(names) else str(label) for label in labels]
 
 

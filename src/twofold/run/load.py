@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..denoiser import Denoiser
 from ..errors import UserError, nearest
 from ..hashing import model_hash
-from ..recognize.classifier import NetworkClassifier
+from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..recognize.probe import ProbeClassifier, read_probe
 from ..recognize.saved_heads import restore
 from .folder import Run
@@ -36,7 +36,7 @@ def is_model(source: str | Path) -> bool:
 
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
-) -> Denoiser | NetworkClassifier | ProbeClassifier:
+) -> Denoiser | NetworkClassifier | JointClassifier | ProbeClassifier:
     """The denoiser or classifier in a run folder, a file of weights, a diffusers folder or a hub repository.
 
     source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
@@ -68,7 +68,7 @@ def load(
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
 
 
-def load_file(path: Path, device: torch.device | str = "cpu") -> Denoiser | NetworkClassifier:
+def load_file(path: Path, device: torch.device | str = "cpu") -> Denoiser | NetworkClassifier | JointClassifier:
     """The model in a file by itself: written by twofold, or weights in a layout that an adapter reads."""
     from ..adapters.checkpoint import read_checkpoint
 

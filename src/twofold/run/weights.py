@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError
 from ..files import atomic_file
 from ..noise import family
-from ..recognize.classifier import NetworkClassifier
+from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..settings.network import NetworkSettings, TrunkSettings, WideResNetSettings
 from ..settings.noise import EDMNoise, FlowNoise, NoiseSettings
 from ..settings.train import TrainSettings
@@ -95,8 +96,11 @@ def save_model(
     atomic_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoiser | NetworkClassifier:
-    """The model in a file written by `save_model`, in eval mode. Raises `UserError` for anything else."""
+def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoiser | NetworkClassifier | JointClassifier:
+    """The model in a file written by `save_model`, in eval mode. Raises `UserError` for anything else.
+
+    A joint model whose decoder was never trained (`objective.denoise=false`) is a classifier alone.
+    """
     try:
         with safe_open(path, "pt", device="cpu") as file:
             metadata: dict[str, Any] = file.metadata() or {}
@@ -110,7 +114,12 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
     facts = json.loads(metadata["twofold"])
     if facts["format"] != FORMAT:
         raise UserError(str(path), f"has format {facts['format']}, this version reads {FORMAT}", "update twofold")
-    settings = TrainSettings.model_validate(facts["settings"])
+    try:
+        settings = TrainSettings.model_validate(facts["settings"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"its settings are of another version of twofold ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        raise UserError(str(path), what, "load it with the version that wrote it, or train again") from None
     shape = tuple(facts["shape"])
     # not on the meta device: its random initialisation imports torch's compiler, which takes seconds
     with torch.random.fork_rng(devices=[]):
@@ -120,7 +129,9 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
     model.to(device)
     if settings.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    trained = getattr(settings.objective, "denoise", True)
+    return model if trained or not isinstance(model, JointDenoiser) else JointClassifier(model)
 
 
 def check_weights(where: str, module: nn.Module, weights: dict[str, Tensor]) -> None:

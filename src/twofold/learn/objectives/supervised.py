@@ -85,6 +85,14 @@ def right_answers(logits: Tensor, label: Tensor, multi_label: bool) -> float:
     return float((right.sum(1) / known.sum(1).clamp(min=1)).sum())
 
 
+def commoner_answers(label: Tensor) -> float:
+    """What `right_answers` would be for giving, to each question, the answer that is commoner among these labels (B, K)
+    in 0, 1 or -1 (unknown), whatever the image."""
+    known = label >= 0
+    yes = (label == 1).sum(0) * 2 > known.sum(0)
+    return right_answers(torch.where(yes, 1.0, -1.0).expand(label.shape), label, multi_label=True)
+
+
 def attributes(label: Tensor, classes: int) -> Tensor:
     """(B, K) labels in 0, 1 or -1 (unknown): as they are, or made of one label per image (B,), -1 = none is known."""
     if label.ndim == 2:
