@@ -62,7 +62,8 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
         narrow["head_channels"] = 4
     if network.kind == "unet" and network.heads > 1:
         narrow["heads"] = 2
-    return {
+    few = {"objective": {"labelled_batch": 2}} if getattr(settings.objective, "labelled_batch", None) else {}
+    return few | {
         "data": {"source": "digits", "size": shape[1:], "channels": shape[0]},
         "network": narrow,
         "train": {
