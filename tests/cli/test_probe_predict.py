@@ -340,6 +340,13 @@ def test_predict_mistakes(
     assert message in said(capsys)
 
 
+def test_images_that_are_not_there_are_named_as_they_were_typed(
+    probed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(probed), "nowhere.png", "--quiet"]) == 2
+    assert "IMAGES nowhere.png: there is no such file" in said(capsys)
+
+
 def test_a_denoiser_without_a_probe_says_what_to_do(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from ..settings.resolve import parse_assignments, resolve, settings_hash
 from .probe import home_of, prepare
 from .show import Progress, say
 from .tablefile import TableFile, check_ending
+from .told import told_as
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,8 @@ def predict(
     check_words(settings)
     answerer = answerer_for(source, settings, place, path, quiet)
     data = data_of(source, images, answerer.shape, settings, answerer.fitted)
-    opened = open_images(data)
+    with told_as(f"IMAGES {images}", f"data={images}"):
+        opened = open_images(data)
     tally = Tally(answerer.classes, opened.classes(), settings)
     total, done, skipped = opened.count(), 0, 0
     with Progress(answerer.name, quiet) as progress, TableFile(path) as table:

@@ -68,7 +68,8 @@ footer { font-size: .875rem; padding-top: 2rem; padding-bottom: 3rem; }
 
 CAPTIONS = {
     "loss": "Solid: the loss of training, as logged and smoothed. Dashed: measured on held-out images with the "
-    "averaged weights. A held-out loss that rises while the training loss falls would mean memorising.",
+    "averaged weights. A held-out loss that rises while the training loss falls would mean memorising. "
+    "A joint model's training loss holds its classification loss too, the held-out one is of denoising alone.",
     "time": "Each column starts from the same noise; each row shows what the model made of it after so many training "
     "images.",
     "samples": "Generated, in order of their seeds: none was picked out.",

@@ -177,7 +177,7 @@ class JointObjective(DenoisingObjective):
     def _pseudo_labels(self, batch: Batch) -> Answers:
         """What the head takes clean images for; their labels are not looked at."""
         head: Any = self.network.head
-        head.eval()  # without dropout, and without a trace in the published head's statistics
+        head.eval()  # without its dropout, and without a trace in the published one's statistics
         logits = self._clean_logits(batch)
         head.train()
         chances = logits.sigmoid() if self.asks.multi_label else logits.softmax(1)
