@@ -182,6 +182,11 @@ def test_c_noise_conventions() -> None:
     assert float(flow) == 500
     dpt = vp(table="continuous")
     assert float(dpt.coefficients(dpt.sigma(499.5)).c_noise) == pytest.approx(499.5)
+    huge = vp(table="scaled_linear", time_offset=1)
+    assert huge.coefficients(huge.sigma(torch.tensor([0.0, 10.0, 999.0]))).c_noise.tolist() == [1, 11, 1000]
+    large = vp(table="continuous", t_min=1e-4)
+    ends = large.coefficients(torch.tensor(large.sigma_range, dtype=torch.float64)).c_noise
+    assert ends.tolist() == pytest.approx([0.0999, 999], rel=1e-9)
 
 
 # -- coefficients ------------------------------------------------------------------------------------------------

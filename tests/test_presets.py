@@ -27,35 +27,57 @@ PUBLISHED = {
     "adm-imagenet-64": 295_904_454,
     "edm-cifar10": 55_735_299,
     "edm-cifar10-uncond": 55_733_891,
+    "dpt-cifar10": 55_735_299,
+    "freematch-cifar10": 1_469_642,
+    "autoencoder-kl-f8": 83_653_863,
     "noisy-wrn-cifar10": 38_913_114,
     "noisy-unet-cifar10": 17_445_386,
+    "uvit-cifar10": 44_255_328,
+    "dpt-imagenet256-uvit-l": 286_763_172,
+    "dpt-imagenet256-uvit-h": 500_832_016,
 }
 # What the presets that start from a trained denoiser are given instead of a run, and its width cut down for training
 SOURCES = {"finetune": "digits", "lora": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
+
+STRIDES = {"latent-fashion-mini": 4}  # pixels per latent of presets with an autoencoder, 8 for the others
+LARGEST = 64  # pixels of the images that are trained on for two steps
 
 WITHOUT_DATA = ("finetune", "lora", "noisy-mlp")  # they take that of the run
 
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
     """A preset's settings; those without data of their own are given digits."""
-    own = [("test", {"data": "digits"})] if name.startswith("images-") or name in WITHOUT_DATA else []
-    layers = [*open_preset(name).layers, *own, *(("test", change) for change in changes)]
+    own = [("test", {"data": "digits"})] if name.startswith(("images-", "autoencoder-kl")) or name in WITHOUT_DATA else []
+    preset = open_preset(name)
+    if any(values.get("codec") for _, values in preset.layers):
+        own.append(("test", {"codec": {"source": "runs/autoencoder"}}))
+    layers = [*preset.layers, *own, *(("test", change) for change in changes)]
     return resolve(TrainSettings, layers)[0]
 
 
 def shape_of(settings: TrainSettings) -> tuple[int, int, int]:
-    size = settings.data.size or (8, 8)
+    size = settings.data.size or ((28, 28) if settings.codec else (8, 8))
     return (settings.data.channels or 1, *size)
+
+
+def x0_shape_of(name: str, settings: TrainSettings, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Of what is denoised: the images, or their latents."""
+    stride = STRIDES.get(name, 8)
+    return shape if settings.codec is None else (4, shape[1] // stride, shape[2] // stride)
 
 
 def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Changes that make a run of a preset small: few channels, few images of digits."""
     network = settings.network
     narrow: dict[str, Any] = {"channels": 8}
-    if network.kind == "wideresnet":
+    if network.kind in ("wideresnet", "wrn"):
         narrow = {"depth": 10, "width": 1}
     elif network.kind == "dit":
         narrow = {"width": 16, "depth": 2, "heads": 2, "embedding_channels": 16}
+    elif network.kind == "uvit":
+        narrow = {"width": 16, "depth": 2, "heads": 2}
+    elif network.kind == "autoencoder":
+        narrow = {"norm_groups": 8}
     elif network.kind == "trunk":
         narrow = {}
     elif network.kind != "convnet" and network.head_channels:
@@ -63,6 +85,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
     if network.kind == "unet" and network.heads > 1:
         narrow["heads"] = 2
     few = {"objective": {"labelled_batch": 2}} if getattr(settings.objective, "labelled_batch", None) else {}
+    few |= {"codec": {"store": False}} if settings.codec is not None else {}
     return few | {
         "data": {"source": "digits", "size": shape[1:], "channels": shape[0]},
         "network": narrow,
@@ -102,7 +125,7 @@ def test_resolves_and_counts(name: str) -> None:
     header = open_preset(name).header
     assert all(word in header for word in ("purpose:", "data:", "machine:", "expected:"))
     with torch.device("meta"):
-        model = build(settings, shape_of(settings), [str(i) for i in range(10)])
+        model = build(settings, x0_shape_of(name, settings, shape_of(settings)), [str(i) for i in range(10)])
     count = sum(p.numel() for p in model.network.parameters())
     assert count == PUBLISHED.get(name, count)
 
@@ -116,14 +139,38 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     """On digits, at reduced width; everything else as in the preset."""
     monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
     settings = settings_of(name)
-    shape = shape_of(settings)
+    channels, height, width = shape_of(settings)
+    shape = (channels, min(height, LARGEST), min(width, LARGEST))
     change = narrowed(settings, shape)
     if name in SOURCES:
         change["init_from"] = str(sources[SOURCES[name]])
+    if settings.codec is not None:
+        change["codec"]["source"] = str(random_autoencoder(tmp_path / "codec", channels, STRIDES.get(name, 8)))
     settings = settings_of(name, change)
     result = train(settings, tmp_path / "run", "cpu")
     assert result["n_images"] == 8 and result["nonfinite_steps"] == 0
-    assert load(tmp_path / "run").shape == shape
+    model: Any = load(tmp_path / "run")
+    if settings.network.kind == "autoencoder":
+        assert model.shape_of(shape)[0] == settings.network.latent_channels
+    else:
+        assert model.shape == x0_shape_of(name, settings, shape)
+
+
+def random_autoencoder(folder: Path, channels: int, stride: int) -> Path:
+    """A narrow one in diffusers' layout, with so many pixels per latent."""
+    from diffusers import AutoencoderKL
+
+    levels = stride.bit_length()
+    AutoencoderKL(
+        channels, channels, ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels, (8,) * levels,
+        norm_num_groups=4,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_latent_preset_without_its_autoencoder_says_so() -> None:
+    with pytest.raises(UserError, match=r"codec\.source: not set"):
+        resolve(TrainSettings, open_preset("latent-fashion-mini").layers)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
     from .errors import UserError
     from .generate.edit import Edited, edit
     from .generate.sample import sample
+    from .learn.fewlabel.estimator import FewLabelClassifier
     from .learn.training import train
     from .noise import Family, family
     from .oracle import MixtureDenoiser
@@ -40,6 +41,7 @@ _TABLE = {
     "Edited": "generate.edit",
     "Encoder": "denoiser",
     "Family": "noise",
+    "FewLabelClassifier": "learn.fewlabel.estimator",
     "JointDenoiser": "denoiser",
     "Layer": "taps",
     "MixtureDenoiser": "oracle",
@@ -69,6 +71,7 @@ __all__ = [  # noqa: RUF022 (sorted as the table is)
     "Edited",
     "Encoder",
     "Family",
+    "FewLabelClassifier",
     "JointDenoiser",
     "Layer",
     "MixtureDenoiser",

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .errors import UserError, first_line
 
-INSIDE = ("ema", "model_ema", "ema_state_dict", "state_dict", "model")  # where training states keep weights, best first
+# where training states keep weights, best first
+INSIDE = ("ema", "model_ema", "ema_state_dict", "target_encoder", "state_dict", "model")
 PARALLEL = "module."
 ALONE = "save the state dict alone: torch.save(model.state_dict(), ...), or as .safetensors"
 

@@ -220,8 +220,11 @@ def test_few_labels_are_those_of_the_first(put: Put) -> None:
     put("few.csv", labels_csv(alone, train[[1, -1]]).encode())
     listed = store_of(labels="few.csv")
     assert np.flatnonzero(listed.labels[listed.indices("train")] >= 0).size == 2
-    put("few.csv", b"id,class\nunlabelled:bee/00.png,bee\n")
-    with pytest.raises(UserError, match="the data has no image unlabelled:bee/00.png"):
+    put("few.csv", b"id,class\nunlabelled:bee/00.png,ant\n")  # as pseudo labels name them
+    listed = store_of(labels="few.csv")
+    assert listed.labels[40] == 0 and np.flatnonzero(listed.labels[listed.indices("train")] >= 0).size == 1
+    put("few.csv", b"id,class\nunlabelled:bee/77.png,bee\n")
+    with pytest.raises(UserError, match="the data has no image unlabelled:bee/77.png"):
         _ = store_of(labels="few.csv").labels
     put("few.txt", f"bee/{store.id(int(train[-1])).rpartition('/')[2]}".encode())  # the name is in both sources
     put("x/ant/bee_77.png", pixels(77, 4, 6)), put("y/bee/bee_77.png", pixels(78, 4, 6)), put("few.txt", b"bee_77.png")

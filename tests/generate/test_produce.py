@@ -66,7 +66,7 @@ def test_folder_holds_the_images_of_sample_in_every_form(oracle: MixtureDenoiser
     labels = [i % 3 for i in range(10)]
     images = sample(oracle, range(3, 13), labels, "ddim", steps=3, micro_batch=4, eta=1.0).numpy()
     with np.load(tmp_path / "a" / "images.npz") as archive:
-        assert archive.files == ["arr_0", "arr_1"]
+        assert archive.files == ["arr_0", "arr_1", "classes"] and archive["classes"].tolist() == ["0", "1", "2"]
         assert archive["arr_0"].dtype == np.uint8
         assert np.array_equal(archive["arr_0"], images.transpose(0, 2, 3, 1))
         assert archive["arr_1"].dtype == np.int64
@@ -102,7 +102,7 @@ def test_manifest_says_how_to_make_them_again(oracle: MixtureDenoiser, tmp_path:
 def test_streamed_npz_is_byte_for_byte_what_numpy_writes(oracle: MixtureDenoiser, tmp_path: Path) -> None:
     produce(oracle, tmp_path)
     with np.load(tmp_path / "images.npz") as archive:
-        np.savez(tmp_path / "numpy.npz", archive["arr_0"], archive["arr_1"])
+        np.savez(tmp_path / "numpy.npz", archive["arr_0"], archive["arr_1"], classes=archive["classes"])
         again = {name: archive[name] for name in archive.files}
     with np.load(tmp_path / "numpy.npz") as other:
         assert all(np.array_equal(other[name], again[name]) for name in again)

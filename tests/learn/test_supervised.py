@@ -216,7 +216,7 @@ def test_bfloat16(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"network": {"kind": "convnet"}, "objective": {"sigma": 0.1}}, "is not told the noise level; use wideresnet"),
-        ({"network": {"kind": "unet"}}, "does not classify; use convnet, wideresnet, unet_encoder or trunk"),
+        ({"network": {"kind": "unet"}}, "does not classify; use convnet, wideresnet, wrn, unet_encoder or trunk"),
         ({"objective": {"sigma": -1}}, r"objective\.sigma"),
         ({"objective": {"sigma": "some"}}, r"objective\.sigma"),
         ({"train": {"layer_decay": 0}}, r"train\.layer_decay"),

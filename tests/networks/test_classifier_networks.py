@@ -23,6 +23,7 @@ from twofold.settings.network import (
     UNetEncoderSettings,
     UNetSettings,
     WideResNetSettings,
+    WRNSettings,
 )
 
 CIFAR = (3, 32, 32)
@@ -31,6 +32,7 @@ SMALL_UNET = UNetSettings(channels=8, multipliers=(1, 2), blocks=1, attention=(4
 ENCODER: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8, 4), "head_channels": 4}
 SMALL: dict[str, NetworkSettings] = {
     "wideresnet": WideResNetSettings(depth=10, width=1),
+    "wrn": WRNSettings(depth=10, width=1),
     "attention": UNetEncoderSettings(**ENCODER, pool="attention"),
     "adaptive": UNetEncoderSettings(**ENCODER, pool="adaptive"),
     "spatial": UNetEncoderSettings(**ENCODER, pool="spatial"),
@@ -59,6 +61,7 @@ def test_published_sizes() -> None:
     with torch.device("meta"):
         assert count(build(WideResNetSettings(), CIFAR, 10)) == 38_913_114
         assert count(build(UNetEncoderSettings(), CIFAR, 10)) == 17_445_386
+        assert count(build(WRNSettings(), CIFAR, 10)) == 1_469_642
         trunk = build(TrunkSettings(unet=DDAE, head="mlp"), CIFAR, 10)
         assert trunk.layers["dec.5"].channels == 256 and list(trunk.layers)[-1] == "dec.5"  # type: ignore[index, arg-type]
         assert count(trunk.head) == 219_146  # type: ignore[arg-type]
@@ -82,7 +85,7 @@ def test_classifies_trains_every_parameter_and_has_layers(name: str) -> None:
         assert found[layer_name].shape == (3, layer.channels, 8 // layer.stride, 8 // layer.stride)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("adaptive", "conv", "trunk linear")])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("adaptive", "conv", "trunk linear", "wrn")])
 def test_is_told_the_noise_level(name: str) -> None:
     network = small(name).eval()
     for parameter in network.parameters():  # what begins at zero would hide it
@@ -241,3 +244,35 @@ def test_any_size(shape: tuple[int, int, int]) -> None:
             changes = {"unet": SMALL_UNET.model_copy(update={"attention": ()})}
         network = build(SMALL[name].model_copy(update=changes), shape, 5)
         assert network(torch.randn(2, *shape), torch.rand(2)).shape == (2, 5)
+
+
+def test_wrn_is_the_published_network() -> None:
+    """Pre-activation blocks; the first one's shortcut reads what is normed, the others' what came in."""
+    torch.manual_seed(0)
+    network: Any = build(WRNSettings(depth=16, width=2, slope=0.2), CIFAR, 10).eval()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5) if "norm" in name else nn.init.normal_(value, std=0.1)
+
+    def normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        axes = (None, slice(None), None, None)
+        x = (x - norm.running_mean[axes]) / (norm.running_var[axes] + 1e-3).sqrt()
+        return functional.leaky_relu(norm.weight[axes] * x + norm.bias[axes], 0.2)
+
+    x = torch.randn(2, *CIFAR)
+    h = functional.conv2d(2 * x, network.stem.weight, network.stem.bias, padding=1)
+    with torch.no_grad():
+        for i, block in enumerate(network.blocks):
+            before = normed(block.norm1, h)
+            inner = normed(block.norm2, block.conv1(before))
+            h = block.conv2(inner) + block.shortcut(before if i == 0 else h)
+        expected = network.linear(normed(network.norm, h).mean((2, 3)))
+        assert torch.allclose(network(x), expected, rtol=1e-4, atol=1e-4)
+    assert [isinstance(block.shortcut, nn.Identity) for block in network.blocks] == [False, True] * 3
+    assert network.norm.eps == network.norm.momentum == 1e-3
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((3, 3, 3), 10), ((3, 8, 8), 1)])
+def test_wrn_refuses_what_is_too_small(shape: tuple[int, int, int], classes: int) -> None:
+    with pytest.raises(UserError, match="too small|at least 2"):
+        build(WRNSettings(), shape, classes)

@@ -11,13 +11,14 @@ from ..denoiser import NetworkDenoiser
 from ..errors import UserError, some
 from ..settings.checkpoint import CheckpointSettings
 from ..weightsfile import read_tensors
-from . import dit_checkpoint, guided_diffusion
+from . import dit_checkpoint, guided_diffusion, uvit_checkpoint
 from .checkpoint_facts import options_for
 
 Reader = Callable[[str, dict[str, Tensor], CheckpointSettings], NetworkDenoiser]
 LAYOUTS: dict[str, tuple[tuple[str, ...], Reader]] = {  # name -> the weights that tell it, who reads it
     "guided-diffusion": (guided_diffusion.MARKS, guided_diffusion.from_weights),
     "DiT": (dit_checkpoint.MARKS, dit_checkpoint.from_weights),
+    "U-ViT": (uvit_checkpoint.MARKS, uvit_checkpoint.from_weights),
 }
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 

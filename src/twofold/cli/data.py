@@ -104,12 +104,14 @@ def print_store(store: Store) -> None:
     from ..data.describe import belongings, joined
 
     bare = "" if (second := joined(store)) is None else f"{second['images']:,} of them are those of {second['source']}"
+    made = store.meta.get("generated")
     channels, height, width = store.shape
     facts = {
         "store": store.folder,
         "images": f"{len(store):,}, {channels} x {height} x {width} (channels, height, width)",
         "classes": ", ".join(store.classes) or "none",
         "unlabelled": bare,
+        "generated": f"{made['images']:,} of them are those of {made['source']}" if made else "",
         "with": ", ".join(belongings(store)),
         "licence": store.meta.get("facts", {}).get("licence"),
         "hash": store.content_hash[:16],

@@ -134,9 +134,9 @@ def editor_of(source: str, settings: EditSettings, device: torch.device) -> Edit
     from ..denoiser import Denoiser
     from ..generate.edit import recipe
     from ..generate.pull import kind_of
-    from ..run import load
+    from ..run import load_to_use
 
-    model: Any = load(source, settings.at, device)
+    model: Any = load_to_use(source, settings.at, device)
     if not isinstance(model, Denoiser):
         hint = "give the run of a denoiser, and this one as guide="
         raise UserError(source, "holds a classifier, which generates nothing", hint)
@@ -154,7 +154,7 @@ def editor_of(source: str, settings: EditSettings, device: torch.device) -> Edit
     judge = None
     if settings.judge:
         with told_as(f"judge={settings.judge}", settings.judge):
-            judge = load(settings.judge, device=device)
+            judge = load_to_use(settings.judge, device=device)
     return Editor(model, how, target, in_order(judge, how.pull, image_shape(model), settings.judge), settings)  # type: ignore[arg-type]
 
 

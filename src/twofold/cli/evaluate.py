@@ -116,7 +116,7 @@ def evaluate(
     from ..denoiser import Denoiser, JointDenoiser
     from ..hashing import weights_hash
     from ..learn.training import make_accelerator
-    from ..run import load
+    from ..run import load_to_use
     from ..run.load import is_model
 
     path, accelerator = Path(source), make_accelerator(device)
@@ -127,7 +127,7 @@ def evaluate(
     if is_images:
         refuse_given(settings, (*OF_SAMPLING, "at"), f"{source} holds images that are made already")
         refuse_given(settings, OF_ANSWERS, f"{source} holds images, and no model that could answer")
-    model: Any = None if is_images else load(source, settings.at, place)
+    model: Any = None if is_images else load_to_use(source, settings.at, place)
     if settings.noise_levels and isinstance(model, Denoiser) and not isinstance(model, JointDenoiser):
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     given, store, beside = None, None, None

@@ -57,11 +57,11 @@ def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
     made, names = planned(model, settings, guide), asked_names(model, settings, guide)
     if settings.classifier is None or not of_guide(model, made.guide) or not names:
         return
-    from ..run import load
+    from ..run import load_to_use
 
     where = f"classifier={settings.classifier}"
     with told_as(where, settings.classifier):
-        known = list(getattr(load(settings.classifier, device=device), "class_names", ()))
+        known = list(getattr(load_to_use(settings.classifier, device=device), "class_names", ()))
     if names != known:
         what = f"knows {some(known)}, the guide asks for {some(names)}"
         raise UserError(where, what, "give a classifier of the same classes in the same order")

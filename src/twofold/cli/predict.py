@@ -101,10 +101,10 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
     from ..denoiser import Denoiser, JointDenoiser
     from ..hashing import model_hash
     from ..recognize.classifier import answering
-    from ..run import load, load_probe, newest_probe
+    from ..run import load_probe, load_to_use, newest_probe
 
     model: Any = load_probe(settings.probe, device, settings.draws) if settings.probe else None
-    model = model or load(source, settings.at, device)
+    model = model or load_to_use(source, settings.at, device)
     if isinstance(model, Denoiser):
         prepare(model, settings.precision, device)
         if settings.anomaly:

@@ -149,9 +149,9 @@ def along_training(
 def open_denoiser(source: str, at: str, device: Any) -> Denoiser:
     """The denoiser of a source. Raises `UserError` for a classifier."""
     from ..denoiser import Denoiser
-    from ..run import load
+    from ..run import load_to_use
 
-    model = load(source, "last" if at == "all" else at, device)
+    model = load_to_use(source, "last" if at == "all" else at, device)
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier", "give the run of a denoiser")
     return model

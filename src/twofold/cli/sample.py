@@ -68,9 +68,9 @@ def models(source: str, settings: SampleSettings, device: torch.device) -> tuple
     """
     from ..denoiser import Denoiser
     from ..generate.produce import plan_of
-    from ..run import load
+    from ..run import load_to_use
 
-    model = load(source, settings.at, device)
+    model = load_to_use(source, settings.at, device)
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier, which generates nothing", "give a denoiser's run")
     guide = guide_run(settings.guide, device)
@@ -81,14 +81,14 @@ def models(source: str, settings: SampleSettings, device: torch.device) -> tuple
 
 def guide_run(guide: str | None, device: torch.device) -> Any:
     """The classifier in the run that a setting names; None where it names a kind of guide, or none."""
-    from ..run import load
+    from ..run import load_to_use
 
     if guide is None or guide in GUIDES:
         return None
     if not Path(guide).exists() and "did you mean" in nearest(guide, GUIDES):
         raise UserError(f"guide={guide}", "neither a kind of guide nor a run", nearest(guide, GUIDES))
     with told_as(f"guide={guide}", guide):
-        return load(guide, device=device)
+        return load_to_use(guide, device=device)
 
 
 def asked_of(source: str, settings: SampleSettings, model: Denoiser, guide: Any, quiet: bool) -> Any:

@@ -112,5 +112,6 @@ def training(title: str, n_images: int, quiet: bool = False) -> Iterator[Any]:
 def metrics_line(row: dict[str, Any]) -> str:
     """`held-out loss 0.1234, frechet 0.56` from a validation row."""
     names = {"loss": "held-out loss", "frechet": "Frechet distance", "accuracy": "held-out accuracy"}
+    names |= {"psnr": "reconstruction PSNR (dB)", "kl": "divergence of latents (nats)"}
     names["accuracy_always"] = "always the commoner answer"
     return ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)

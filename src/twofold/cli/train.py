@@ -157,25 +157,35 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     from ..learn.classes import class_names
     from ..learn.estimate import estimate, measure_flops_per_second
     from ..learn.training import complete
-    from ..run import Run
+    from ..run import Run, run_codec
 
     data = settings.data
     starts = settings.init_from is not None or settings.resume_from is not None or settings.lora is not None
     known = settings.network.classes if settings.objective.kind != "joint" else None
+    count = None
     if data.size and data.channels and known is not None and not starts:
         shape: tuple[int, int, int] = (data.channels, *data.size)
         classes = [""] * known
+        codec = run_codec(Run(out), settings.codec, shape)
     else:
         store = open_store(data)
-        shape, classes = store.shape, class_names(settings, store)
-        settings = complete(settings, store, Run(out))
+        shape, classes, count = store.shape, class_names(settings, store), len(store.indices("train"))
+        codec = run_codec(Run(out), settings.codec, shape)
+        settings = complete(settings, store, Run(out), codec)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    found = estimate(settings, shape, classes, flops_per_second=measure_flops_per_second(chosen))
+    x0_shape = shape if codec is None else codec.shape_of(shape)
+    speed = measure_flops_per_second(chosen)
+    found = estimate(settings, x0_shape, classes, flops_per_second=speed, codec=codec)
     print(to_yaml(settings))
     print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(classes)} classes")
+    if codec is not None:
+        print("latents     " + " x ".join(map(str, x0_shape)))
     some = f", {found.trained:,} trained" if found.trained != found.parameters else ""
     print(f"parameters  {found.parameters:,}{some}")
     print(f"memory      about {found.memory / 2**30:.2f} GiB (weights, optimiser, average, activations)")
+    if found.kept:
+        many = f", {found.kept * count / 2**30:.3g} GiB for {count:,}" if count else ""
+        print(f"disk        {found.kept / 2**10:.3g} KiB of latents for each training image{many}")
     print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {_duration(found.seconds)} on this {chosen.type} in fp32")
     return 0
 
@@ -194,5 +204,8 @@ def print_result(out: Path, result: dict[str, Any], objective: ObjectiveSettings
     print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
     print("  " + metrics_line(result["metrics"]))
     print(f"  report: {out / 'report.html'}")
-    generates = getattr(objective, "denoise", objective.kind != "supervised")
+    if objective.kind == "autoencoder":
+        print(f"  next: twofold train latent-fashion-mini codec={out}")
+        return
+    generates = getattr(objective, "denoise", objective.kind in ("denoising", "joint"))
     print("  next: " + (f"twofold sample {out}    " if generates else "") + f"twofold evaluate {out}")

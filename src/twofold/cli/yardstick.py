@@ -127,11 +127,11 @@ def judge_of(settings: EvaluateSettings, store: Store, device: torch.device) -> 
     """The classifier that the settings name (a joint model is one), None if they name none. Raises `UserError` where it
     cannot judge."""
     from ..recognize.classifier import answering
-    from ..run import load
+    from ..run import load_to_use
 
     if settings.classifier is None:
         return None
-    where, model = f"classifier={settings.classifier}", load(settings.classifier, device=device)
+    where, model = f"classifier={settings.classifier}", load_to_use(settings.classifier, device=device)
     classifier = answering(model) or model
     check_judge(classifier, store, where)
     if getattr(classifier, "multi_label", False):

@@ -12,7 +12,7 @@ from .pack import cache_root
 from .sources import fingerprint, open_source
 from .store import Store, open_store
 from .stream import Streamed, open_images, stream
-from .subsets import label_subsets, labels_csv
+from .subsets import label_subsets, labels_csv, write_labels
 
 __all__ = [
     "AUGMENT_DRAWS",
@@ -38,4 +38,5 @@ __all__ = [
     "open_store",
     "spread",
     "stream",
+    "write_labels",
 ]

@@ -143,7 +143,8 @@ def joined(store: Store) -> dict[str, Any] | None:
     """source, images: of `data.unlabelled`. held_out: those that follow a validation or test image; None without it."""
     if "joined" not in store.meta:
         return None
-    held_out = int((store.codes[store.n_own :] != SPLITS.index("train")).sum())
+    bare = store.codes[store.n_own : len(store) - store.n_generated]
+    held_out = int((bare != SPLITS.index("train")).sum())
     return {**store.meta["joined"], "held_out": held_out}
 
 
@@ -184,7 +185,8 @@ def notes(store: Store) -> list[str]:
 
 def unused_columns(store: Store) -> str:
     """One line on the columns of a folder's metadata.csv or .jsonl that no setting names; "" where there are none."""
-    beside = getattr(open_source(store.settings.model_copy(update={"unlabelled": None})), "beside", None)
+    own = store.settings.model_copy(update={"unlabelled": None, "generated": None})
+    beside = getattr(open_source(own), "beside", None)
     return beside.unused() if isinstance(beside, Beside) else ""
 
 

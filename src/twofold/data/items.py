@@ -12,7 +12,8 @@ from .decode import Encoded
 
 SPLITS = ("train", "validation", "test")
 JOINED = "unlabelled"  # the split of an image of `data.unlabelled`: it joins the training part
-CODES = (*SPLITS, JOINED)  # a source's own splits, as they are stored
+GENERATED = "generated"  # and that of one of `data.generated`
+CODES = (*SPLITS, JOINED, GENERATED)  # a source's own splits, as they are stored
 FOLDER_SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 UNLABELLED = ("unlabelled", "unlabeled", "_unlabelled")  # a folder beside class folders that is no class
 FILE_SPLITS = {**FOLDER_SPLITS, "training": "train", "dev": "validation", "testing": "test", "eval": "test"}

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..settings.data import DataSettings
 from .decode import RESAMPLING
 from .duplicates import image_hashes
-from .items import CODES, JOINED, SPLITS, Source
+from .items import CODES, GENERATED, JOINED, SPLITS, Source
 from .sources import FORMAT
 from .transform import VOID
 from .writer import BLOCK, UNKNOWN, ArrayFile, counts_differ, sizes_differ
@@ -180,12 +180,13 @@ class Join:
             "resampling": RESAMPLING if settings.size else None,
             "background": settings.background,
         }
-        joined = int(counts["splits"][CODES.index(JOINED)])
+        joined, generated = (int(counts["splits"][CODES.index(name)]) for name in (JOINED, GENERATED))
         return {
             "format": FORMAT,
             "name": self._source.name,
             "source": settings.source,
             **({"joined": {"source": settings.unlabelled, "images": joined}} if settings.unlabelled else {}),
+            **({"generated": {"source": settings.generated, "images": generated}} if settings.generated else {}),
             "images": self._rows,
             "shape": list(shape),
             "classes": self._source.classes(),
@@ -196,12 +197,13 @@ class Join:
             "facts": self._source.facts(),
             "bad_images": self._bad,
             "transform": transform,
-            "content_hash": self._content_hash(shape, joined),
+            "content_hash": self._content_hash(shape, joined, generated),
         }
 
-    def _content_hash(self, shape: tuple[int, ...], joined: int) -> str:
+    def _content_hash(self, shape: tuple[int, ...], joined: int, generated: int) -> str:
         parts = [repr(shape), self._digests["images"], self._digests["labels"]]
         parts += [f"joined {joined}"] if joined else []
+        parts += [f"generated {generated}"] if generated else []
         parts += [f"{name} {self._digests[name]}" for name in HASHED if name in self._digests]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

@@ -104,6 +104,31 @@ class BalancedOrder:
         return self._rows[self._starts[label] + place].reshape(positions.shape)
 
 
+class SharedOrder:
+    """`order(positions)` -> rows of two kinds: this share of any stretch of positions is of the `first` rows of n.
+
+    first, n: 0 < first < n. share: above 0 and up to 1. Each kind is in an order of its own, as in `ImageOrder`.
+    """
+
+    def __init__(self, n: int, first: int, seed: int, share: float) -> None:
+        if not 0 < first < n or not 0 < share <= 1:
+            raise ValueError(f"a share of {share} of the first {first} of {n} images")
+        self._first, self._share = first, share
+        self._orders = ImageOrder(first, seed), ImageOrder(n - first, seed)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """positions: int64, any shape, >= 0. Returns rows in [0, n), int64 of that shape."""
+        positions = np.asarray(positions, np.int64)
+        before, after = (np.floor(p * self._share).astype(np.int64) for p in (positions, positions + 1))
+        rest = self._first + self._orders[1](positions - before)
+        return np.where(after > before, self._orders[0](before), rest)
+
+
+def shared_order(n: int, first: int, seed: int, share: float | None) -> ImageOrder | SharedOrder:
+    """A `SharedOrder`, or an `ImageOrder` of all rows where there is no share or no second kind of them."""
+    return ImageOrder(n, seed) if share is None or not 0 < first < n else SharedOrder(n, first, seed, share)
+
+
 def image_order(labels: np.ndarray, seed: int, balance: float = 0.0) -> ImageOrder | BalancedOrder:
     """The order of images with these labels; with balance 0 labels do not matter."""
     return BalancedOrder(labels, seed, balance) if balance else ImageOrder(len(labels), seed)

@@ -152,6 +152,7 @@ class _Packing:
         pixels = {name: getattr(self._settings, name) for name in PIXEL_SETTINGS if name != "on_bad_image"}
         plan = {"source": self._settings.source, "working_folder": os.getcwd(), **pixels}
         plan |= {"unlabelled": self._settings.unlabelled} if self._settings.unlabelled else {}
+        plan |= {"generated": self._settings.generated} if self._settings.generated else {}
         rows = min(PART, max(LEAST_PART, self._total // (SHARES * _workers())))
         return Parts(self._aside, rows, self._total, plan)
 

@@ -1,7 +1,7 @@
 """What `data=SOURCE` may be; each becomes a stream of items.
 
-digits, a folder (images, Parquet, Arrow or tar files, a published layout), one file of these kinds, a pattern, a short
-name such as cifar10 or cifar10:FOLDER, a hub name.
+digits, a folder (images, Parquet, Arrow or tar files, a published layout), one file of these kinds or an .npz, a
+pattern, a short name such as cifar10 or cifar10:FOLDER, a hub name.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from .beside import images_root
 from .decode import RESAMPLING
 from .folder import ImageFolder
 from .items import Source
-from .joined import Joined, as_unlabelled
+from .joined import Joined, WithGenerated, named, sampled
 from .named import NAMED, WithLicence, defaults, recognised, refuse_unreadable
+from .npz import SUFFIX as NPZ_SUFFIX
+from .npz import Npz
 from .tables import TableFiles
 from .walking import ARROW_SUFFIX, IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX, scan
 from .webdataset import WebDataset
 
 FORMAT = 1  # of the packed store: stores of another format are packed again
 KINDS = (
-    "digits, a folder of images, Parquet, Arrow or tar files, one such file, a short name "
+    "digits, a folder of images, Parquet, Arrow or tar files, one such file, an .npz file, a short name "
     f"({', '.join(NAMED)}), or a hub name such as org/name"
 )
 PIXEL_SETTINGS = ("size", "fit", "channels", "background", "image_column", "label_column", "on_bad_image")
@@ -43,15 +45,21 @@ ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_source(settings: DataSettings) -> Source:
-    """The source that `settings.source` names, with the images of `settings.unlabelled`; reads no image.
+    """The source that `settings.source` names, with the images of `unlabelled` and `generated`; reads no image.
 
     Raises `UserError` where there is nothing of that name or its layout is ambiguous.
     """
-    if settings.unlabelled is None:
-        return _open(settings)
-    with as_unlabelled(settings.unlabelled):
-        second = _open(settings.of_unlabelled())
-    return Joined(_open(settings), second, settings.unlabelled)
+    found = _open(settings)
+    if settings.unlabelled is not None:
+        with named("unlabelled", settings.unlabelled):
+            second = _open(settings.of_unlabelled())
+        found = Joined(found, second, settings.unlabelled)
+    if settings.generated is not None:
+        made = settings.of_generated(sampled(settings.generated))
+        with named("generated", made.source):
+            second = _open(made)
+        found = WithGenerated(found, second, made.source)
+    return found
 
 
 def _open(settings: DataSettings) -> Source:
@@ -120,6 +128,8 @@ def _file(settings: DataSettings) -> Source | None:
     for suffix, opener in FILES.items():
         if name.endswith(suffix):
             return opener(settings, path.parent, [path.name])
+    if name.endswith(NPZ_SUFFIX):
+        return Npz(settings, path)
     if name.endswith(IMAGE_SUFFIXES):
         raise UserError(where, "is one image", f"give the folder it is in: data={path.parent}")
     if name.endswith(ARCHIVES):

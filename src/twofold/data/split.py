@@ -3,9 +3,9 @@
 A split that the source names itself is kept. What it lacks is carved out of its training images (out of all images
 where it names none): `validation_share` and `test_share` of every class, rounded up or down.
 
-Images of `data.unlabelled` are for training and change nothing of this: those of `data.source` are split as without
-them. The exception is one that belongs together with a validation or test image (is the same, or of the same group):
-it follows that one, so that nothing of what is held out is trained on.
+Images of `data.unlabelled` and `data.generated` are for training and change nothing of this: those of `data.source`
+are split as without them. The exception is one that belongs together with a validation or test image (is the same, or
+of the same group): it follows that one, so that nothing of what is held out is trained on.
 
 What belongs together stays on one side. Exact duplicates follow the first of them, which leaves all other images
 where they are without them. Groups (a person, a part, a patient) are dealt whole, large ones first, each to the part
@@ -24,7 +24,7 @@ from .order import keyed
 
 NONE = -1  # code of an image whose source names no split
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
-BEHIND = CODES.index(JOINED)  # code of an image of `data.unlabelled`
+BEHIND = CODES.index(JOINED)  # code of an image of `data.unlabelled`; those of `data.generated` have a higher one
 VERSION = 2  # of the rule below: stored splits of another version are not reused
 
 
@@ -41,12 +41,12 @@ def assign(
     grouped: bool = False,
 ) -> np.ndarray:
     """Codes (N,) int8 into `SPLITS`. own: (N,) the source's codes, `NONE` everywhere where it names no splits,
-    `BEHIND` at its end for the images of a second one.
+    `BEHIND` or higher at its end for the images of another one.
 
     component: (N,) the first row of what belongs together with each image; None: every image is on its own.
     grouped: whether the source says so (else they are only duplicates).
     """
-    first = int((own != BEHIND).sum())
+    first = int((own < BEHIND).sum())
     if first < len(own):
         codes = assign(own[:first], labels[:first], settings, None if component is None else component[:first], grouped)
         return np.concatenate([codes, _followers(codes, component, len(own))])

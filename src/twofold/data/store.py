@@ -29,7 +29,7 @@ from .listed import Listed, attributes_from, lists_attributes
 from .pack import Progress, cache_root, complete, pack
 from .sources import fingerprint, fingerprint_of, open_source
 from .split import assign, split_key
-from .subsets import few_labels, labels_from
+from .subsets import Labelling, few_labels, labelling_from
 
 
 def open_store(settings: DataSettings, progress: Progress | None = None) -> Store:
@@ -53,9 +53,10 @@ class Store:
     """A packed data set on disk; opening reads no pixels.
 
     images: uint8 (N, C, H, W) memory map. all_labels: int64 (N,) memory map, -1 = none; `labels` are those to be used.
-    classes: names in label order, may be empty. shape: (C, H, W). content_hash: sha256 hex of shape, pixels, labels and
-    what else there is. name: short name of the source. meta: what packing noted, with `bad_images` and `left_out`.
-    folder: where it lies. n_own: images of `data.source`; those of `data.unlabelled`, if any, are the rows behind them.
+    own_classes: what the source calls its classes, in label order, may be empty; see `classes`. shape: (C, H, W).
+    content_hash: sha256 hex of shape, pixels, labels and what else there is. name: short name of the source. meta: what
+    packing noted, with `bad_images` and `left_out`. folder: where it lies. n_own: images of `data.source`; those of
+    `data.unlabelled`, if any, are the rows behind them, and `n_generated` of `data.generated` the last ones.
 
     Memory maps, or None where the source has none of it: all_attributes int8 (N, A) in 0, 1, -1 = unknown (`attributes`
     are those to be used); masks uint8 (N, H, W), class indices, 255 = void; points float32 (N, P, 2), x and y in
@@ -80,7 +81,7 @@ class Store:
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(" ".join(str(error).split())) from error
         self.shape: tuple[int, int, int] = tuple(self.meta["shape"])
-        self.classes: list[str] = self.meta["classes"]
+        self.own_classes: list[str] = self.meta["classes"]
         self.name: str = self.meta["name"]
         self.content_hash: str = self.meta["content_hash"]
         facts = self.meta.get("facts", {})
@@ -89,7 +90,8 @@ class Store:
         self.mask_classes: list[str] = facts.get("mask_classes") or []
         self.flip_pairs: list[list[int]] | None = facts.get("flip_pairs")
         n = self.meta["images"]
-        self.n_own: int = n - self.meta.get("joined", {}).get("images", 0)
+        self.n_generated: int = self.meta.get("generated", {}).get("images", 0)
+        self.n_own: int = n - self.meta.get("joined", {}).get("images", 0) - self.n_generated
         more = (self.all_attributes, self.masks, self.points, self.pairs, self.groups)
         rows = (self.all_labels, self._own, *(array for array in more if array is not None))
         if self.images.shape != (n, *self.shape) or any(len(array) != n for array in rows):
@@ -134,13 +136,43 @@ class Store:
     def labels(self) -> np.ndarray:
         """int64 (N,), -1 = none. `data.labels` and `data.labels_per_class` take away those of other training images.
 
-        A label file of attributes takes away none of them.
+        A label file of attributes takes away none of them. Generated images keep theirs, unless they are held out.
         """
-        if self.settings.labels is not None and self._listed is None:
-            return labels_from(Path(self.settings.labels).expanduser(), self)
+        if self._labelling is not None:
+            return self._labelling.labels
         if self.settings.labels_per_class is not None:
-            return few_labels(self.all_labels, self.codes, self.settings.labels_per_class, self.settings.labels_seed)
-        return self.all_labels
+            own, k, seed = slice(self.n_own), self.settings.labels_per_class, self.settings.labels_seed
+            chosen = few_labels(self.all_labels[own], self.codes[own], k, seed)
+            return self._and_generated(np.concatenate([chosen, self.all_labels[self.n_own :]]))
+        return self._and_generated(self.all_labels)
+
+    def _and_generated(self, labels: np.ndarray) -> np.ndarray:
+        """labels (N,) with those of generated images: what they were made as, -1 where they are not for training."""
+        if not self.n_generated:
+            return labels
+        behind, labels = slice(len(self) - self.n_generated, None), np.array(labels)
+        labels[behind] = np.where(self.codes[behind] == SPLITS.index("train"), self.all_labels[behind], -1)
+        return labels
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names in label order: those of the source or, where it has none, of a label file; may be empty."""
+        return self.own_classes if self.own_classes or self._labelling is None else self._labelling.classes
+
+    @property
+    def confidences(self) -> np.ndarray | None:
+        """float32 (N,) in 0..1: how sure each label is, 1 where nothing is said, 0 without a label. None: no file."""
+        return None if self._labelling is None else self._labelling.confidences
+
+    @cached_property
+    def _labelling(self) -> Labelling | None:
+        """What the label file says, if it is one of classes."""
+        if self.settings.labels is None or self._listed is not None:
+            return None
+        found = labelling_from(Path(self.settings.labels).expanduser(), self)
+        labels, sure = self._and_generated(found.labels), np.array(found.confidences)
+        sure[len(self) - self.n_generated :] = labels[len(self) - self.n_generated :] >= 0
+        return found._replace(labels=labels, confidences=sure)
 
     @cached_property
     def attributes(self) -> np.ndarray | None:
@@ -167,9 +199,12 @@ class Store:
         """`content_hash`, or another one where a label file, which may be edited, decides what is learned."""
         if self.settings.labels is None:
             return self.content_hash
-        if self._listed is None:
+        if self._labelling is not None:
             labels = np.ascontiguousarray(self.labels, np.int64).tobytes()
+            labels += b"" if self._labelling.certain else self._labelling.confidences.tobytes()
+            labels += b"" if self.own_classes else json.dumps(self.classes).encode()
         else:
+            assert self._listed is not None
             labels = json.dumps(self._listed.names).encode() + self._listed.values.tobytes()
         return hashlib.sha256(self.content_hash.encode() + labels).hexdigest()
 

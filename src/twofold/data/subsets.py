@@ -2,24 +2,31 @@
 
 A label file says so, in one of two formats (a third one, of attributes, is read in `listed`):
 
-    id,class                      twofold's own CSV: columns id, and label (its number) or class (its name)
-    photos/ant/7.png,ant
+    id,class,confidence           twofold's own CSV: columns id, and label (its number) or class (its name); if there,
+    photos/ant/7.png,ant,0.93     how sure that is, 0 to 1, and 1 where nothing stands
 
     n04235860_14959.JPEG          as published with DPT (You et al. 2023) and before it SimCLR and MSN: one file name
     n04235860_3.JPEG              a line; the class is what stands before the last underscore
+
+Of data without classes the file gives them: its names, sorted, or the numbers up to its largest; every part may then be
+listed. An image of `data.unlabelled` may be listed by its id, as pseudo labels need it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TextIO
 
 import numpy as np
 
 from ..errors import UserError, nearest
+from ..files import atomic_file
 from .items import SPLITS
 
 
@@ -36,10 +43,38 @@ class Identified(Protocol):
 
 
 class Labelled(Identified, Protocol):
-    """Of a store, what choosing labels needs: beside that its classes, and all its labels."""
+    """Of a store, what choosing labels needs: beside that all its labels, and the classes that its source names."""
 
     all_labels: np.ndarray
+    own_classes: list[str]
+
+
+class Named(Protocol):
+    """Of a store, what writing labels needs: ids, and what its labels are called."""
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    def id(self, i: int) -> str: ...
+
+
+class Chosen(Named, Protocol):
+    """The same, with all its labels."""
+
+    all_labels: np.ndarray
+
+
+class Labelling(NamedTuple):
+    """What a label file says of a store.
+
+    labels: int64 (N,), -1 = none. confidences: float32 (N,) in 0..1, 1 = certain, 0 where there is no label. classes:
+    their names, in label order. certain: whether the file has no column of confidences.
+    """
+
+    labels: np.ndarray
+    confidences: np.ndarray
     classes: list[str]
+    certain: bool
 
 
 def label_subsets(
@@ -74,43 +109,139 @@ def few_labels(labels: np.ndarray, codes: np.ndarray, per_class: int, seed: int)
     return _only(labels, train, chosen, labels[chosen])
 
 
-def labels_from(path: Path, store: Labelled) -> np.ndarray:
-    """The labels of a store (N,) with those of its training images as a label file says, and -1 where it says nothing.
+def labelling_from(path: Path, store: Labelled) -> Labelling:
+    """The labels of a store with those of its training images as a label file says, and -1 where it says nothing.
 
     Raises `UserError` naming the line that is wrong: an image there is not, that is not a training image, or that is
-    named twice; a class there is not.
+    named twice; a class there is not; a confidence that is none.
     """
-    lines = list(_lines(path))
-    if not lines:
-        raise UserError(str(path), "this label file names no image", "list some")
-    rows = _rows_of(path, lines, store)
-    labels = [_label(path, line, store.classes) for line in lines]
-    train, seen = SPLITS.index("train"), dict[int, int]()
-    for line, row in zip(lines, rows, strict=True):
-        if row in seen:
-            raise _wrong(path, line, f"{line.name} is there already, in line {seen[row]}", "remove one")
-        if store.codes[row] != train:
-            raise _wrong(path, line, f"{line.name} is a {SPLITS[store.codes[row]]} image", "list training images only")
-        seen[row] = line.number
-    return _only(store.all_labels, np.flatnonzero(store.codes == train), np.array(rows), np.array(labels))
+    listing = _Listing(path)
+    rows, train = _rows_of(listing, store), SPLITS.index("train")
+    codes = store.codes[rows]
+    if store.own_classes and (codes != train).any():
+        k = int((codes != train).argmax())
+        raise listing.wrong(k, f"{listing.names[k]} is a {SPLITS[codes[k]]} image", "list training images only")
+    classes = store.own_classes or listing.classes()
+    labels = _only(store.all_labels, np.flatnonzero(store.codes == train), rows, listing.numbered(classes))
+    confidences = (labels >= 0).astype(np.float32)
+    confidences[rows] = np.frombuffer(listing.confidences, np.float32)
+    return Labelling(labels, confidences, list(classes), listing.certain)
 
 
-def labels_csv(store: Labelled, rows: np.ndarray) -> str:
-    """A label file of these rows: `id,class`."""
+def labels_csv(store: Chosen, rows: np.ndarray) -> str:
+    """A label file of these rows, with the labels of the data: `id,class`."""
     text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["id", "class"])
-    out.writerows([store.id(int(row)), store.classes[store.all_labels[row]]] for row in rows)
+    _write(text, store, rows, store.all_labels[rows], None)
     return text.getvalue()
 
 
+def write_labels(
+    path: Path, store: Named, rows: np.ndarray, labels: np.ndarray, confidences: np.ndarray | None = None
+) -> None:
+    """Puts a label file of these rows (n,) at `path`: `id,class`, or `id,class,confidence`; whole or not at all.
+
+    labels: (n,) indices into store.classes. confidences: (n,) in 0..1. Memory does not grow with n. Raises `UserError`
+    for the name of an image that is no text.
+    """
+    if len(labels) != len(rows) or (confidences is not None and len(confidences) != len(rows)):
+        raise ValueError("rows, labels and confidences are of the same images")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            _write(file, store, rows, labels, confidences)
+
+    atomic_file(path, write)
+
+
+def _write(file: TextIO, store: Named, rows: np.ndarray, labels: np.ndarray, confidences: np.ndarray | None) -> None:
+    out, classes = csv.writer(file, lineterminator="\n"), store.classes
+    out.writerow(["id", "class", *([] if confidences is None else ["confidence"])])
+    for i, row in enumerate(rows):
+        # the shortest text that is read as the same float32 again
+        sure = [] if confidences is None else [str(np.float32(confidences[i]))]
+        id = store.id(int(row))
+        try:
+            id.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(repr(id), "this image's name is not UTF-8", "rename its file") from error
+        out.writerow([id, classes[labels[i]], *sure])
+
+
 class Line(NamedTuple):
-    """One line of a label file. whole: whether `name` is an id, and not only its last part. label: name or number."""
+    """One line of a label file. label: name or number, "" or -1 = none. confidence: None where it has none."""
 
     number: int
     name: str
-    whole: bool
     label: str | int
+    confidence: float | None = None
+
+
+class _Listing:
+    """A label file's lines, those that say no label left out.
+
+    names: of the images. whole: whether these are ids, and not only their last part. labels: names or numbers.
+    confidences: float32, 1 where none stands. certain: none stands anywhere. place: {name: its place in these lists}.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names, self.labels, self.place = list[str](), list[str | int](), dict[str, int]()
+        self._numbers, self.confidences = array("q"), array("f")
+        self.certain = True
+        with _opened(path) as file:
+            self.whole = file.readline().strip().split(",")[0].strip() == "id"
+            file.seek(0)
+            for line in (_csv_lines if self.whole else _published_lines)(path, file):
+                self._add(line)
+        if not self.place:
+            raise UserError(str(path), "this label file names no image", "list some")
+        if not self.names:
+            raise UserError(str(path), "none of its images has a class", "name the classes of some")
+
+    def _add(self, line: Line) -> None:
+        if (before := self.place.get(line.name)) is not None:
+            number, label = (self._numbers[before], self.labels[before]) if before >= 0 else (-before, line.label)
+            other = "" if label == line.label else f", as {label}"
+            hint = "keep the right one" if other else "remove one"
+            where = f"{self.path} line {line.number}"
+            raise UserError(where, f"{line.name} is there already, in line {number}{other}", hint)
+        if line.label in ("", -1):
+            self.place[line.name] = -line.number
+            return
+        self.place[line.name] = len(self.names)
+        self.names.append(line.name)
+        self.labels.append(line.label)
+        self._numbers.append(line.number)
+        self.certain &= line.confidence is None
+        self.confidences.append(1.0 if line.confidence is None else line.confidence)
+
+    def wrong(self, k: int, what: str, hint: str) -> UserError:
+        """The error about the k-th of these lines."""
+        return UserError(f"{self.path} line {self._numbers[k]}", what, hint)
+
+    def classes(self) -> list[str]:
+        """The classes that the file itself names: sorted, numbers as numbers; or all labels up to its largest."""
+        numbers = [label for label in self.labels if isinstance(label, int)]
+        if len(numbers) == len(self.labels) and min(numbers) >= 0:
+            return [str(i) for i in range(max(numbers) + 1)]
+        names = {str(label) for label in self.labels}
+        decimal = all(name.isdecimal() for name in names)  # however the same classes are written, their order is one
+        return sorted(names, key=lambda name: (int(name) if decimal else 0, name))
+
+    def numbered(self, classes: Sequence[str]) -> np.ndarray:
+        """int64 (n,): the labels as indices into these classes."""
+        index = {name: i for i, name in enumerate(classes)}
+        found = np.empty(len(self.labels), np.int64)
+        for k, label in enumerate(self.labels):
+            if isinstance(label, int):
+                if not 0 <= label < len(classes):
+                    raise self.wrong(k, f"there is no label {label}", f"labels are 0 to {len(classes) - 1}")
+                found[k] = label
+            elif label not in index:
+                raise self.wrong(k, f"there is no class {label!r}", nearest(label, classes))
+            else:
+                found[k] = index[label]
+        return found
 
 
 def _only(labels: np.ndarray, train: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -122,20 +253,24 @@ def _only(labels: np.ndarray, train: np.ndarray, rows: np.ndarray, values: np.nd
 
 def read_text(path: Path) -> str:
     """The text of a label file."""
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A label file, to be read. Raises `UserError` where it cannot be, or is no text."""
     try:
-        return path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a mark
+            yield file
     except OSError as error:
         raise UserError(f"data.labels={path}", f"cannot be read ({error.strerror})", "give a label file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"data.labels={path}", "is not a text file", "give a label file") from error
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    text = read_text(path)
-    if text.partition("\n")[0].strip().split(",")[0].strip() == "id":
-        yield from _csv_lines(path, text)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
+def _published_lines(path: Path, file: TextIO) -> Iterator[Line]:
+    for number, line in enumerate(file, 1):
         if name := line.strip():
             label, underscore, _ = name.rpartition("_")
             if not underscore:
@@ -144,59 +279,68 @@ def _lines(path: Path) -> Iterator[Line]:
                     f"{name!r} names no class before an underscore",
                     "write n04235860_14959.JPEG, or a CSV file with the columns id and class",
                 )
-            yield Line(number, name, False, label)
+            yield Line(number, name, sys.intern(label))
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[Line]:
-    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    names = [name.strip() for name in rows.fieldnames or []]
-    rows.fieldnames = names
-    column = next((name for name in ("class", "label") if name in names), None)
-    if column is None:
-        raise UserError(str(path), f"its columns are {', '.join(names)}", "give it the columns id, and class or label")
-    for row in rows:
-        value = (row[column] or "").strip()
-        if column == "label" and value.removeprefix("-").isdecimal():
-            yield Line(rows.line_num, row["id"], True, int(value))
-        else:
-            yield Line(rows.line_num, row["id"], True, value)
+def _csv_lines(path: Path, file: TextIO) -> Iterator[Line]:
+    rows = csv.reader(file, skipinitialspace=True)
+    try:
+        names = [name.strip() for name in next(rows)]
+        column = next((names.index(name) for name in ("class", "label") if name in names), None)
+        if column is None:
+            what = f"its columns are {', '.join(names)}"
+            raise UserError(str(path), what, "give it the columns id, and class or label")
+        sure, numbers = names.index("confidence") if "confidence" in names else None, names[column] == "label"
+        for cells in rows:
+            if len(cells) != len(names):
+                if not any(map(str.strip, cells)):
+                    continue
+                if any(map(str.strip, cells[len(names) :])):
+                    what = f"has {len(cells)} cells, but the header names {len(names)} columns"
+                    where = f"{path} line {rows.line_num}"
+                    raise UserError(where, what, "put a name that contains a comma in quotes")
+                cells += [""] * (len(names) - len(cells))
+            value = sys.intern(cells[column].strip())
+            number = numbers and value.removeprefix("-").isdecimal()
+            confidence = None if sure is None else _confidence(path, rows.line_num, cells[sure].strip())
+            yield Line(rows.line_num, cells[0], int(value) if number else value, confidence)
+    except csv.Error as error:
+        raise UserError(f"{path} line {rows.line_num}", f"is no CSV ({error})", "write id,class") from error
 
 
-def _rows_of(path: Path, lines: list[Line], store: Labelled) -> list[int]:
-    """The row of each line's image; of several with its name, the only one that is for training."""
-    whole = all(line.whole for line in lines)
-    rows: dict[str, list[int]] = {line.name: [] for line in lines}
-    for row in range(store.n_own):
+def _confidence(path: Path, line: int, cell: str) -> float:
+    """0..1; nothing there means certain."""
+    try:
+        value = float(cell or 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        where = f"{path} line {line}"
+        raise UserError(where, f"{cell!r} is no confidence", "give a number from 0 to 1, or nothing for certain")
+    return value
+
+
+def _rows_of(listing: _Listing, store: Labelled) -> np.ndarray:
+    """int64 (n,): the row of each line's image; of several with its name, the only one that is for training."""
+    whole, train = listing.whole, SPLITS.index("train")
+    rows, others = np.full(len(listing.names), -1, np.int64), dict[int, list[int]]()
+    for row in range(len(store.codes) if whole else store.n_own):
         name = store.id(row)
-        name = name if whole else name.rpartition("/")[2]
-        if name in rows:
-            rows[name].append(row)
-    train = SPLITS.index("train")
-    for line in lines:
-        if not (found := rows[line.name]):
-            raise _wrong(path, line, f"the data has no image {line.name}", _like(store, whole))
+        k = listing.place.get(name if whole else name.rpartition("/")[2], -1)
+        if k >= 0 and rows[k] < 0:
+            rows[k] = row
+        elif k >= 0:
+            others.setdefault(k, [int(rows[k])]).append(row)
+    if len(missing := np.flatnonzero(rows < 0)):
+        k = int(missing[0])
+        example = store.id(0) if whole else store.id(0).rpartition("/")[2]
+        hint = f"its images are called like {example}"
+        raise listing.wrong(k, f"the data has no image {listing.names[k]}", hint)
+    for k, found in sorted(others.items()):
         found = [row for row in found if store.codes[row] == train] or found
         if len(found) > 1:
             ids = " and ".join(store.id(row) for row in found[:2])
-            raise _wrong(path, line, f"{line.name} may be {ids}", "write a CSV file with the columns id and class")
-        rows[line.name] = found
-    return [rows[line.name][0] for line in lines]
-
-
-def _like(store: Labelled, whole: bool) -> str:
-    example = store.id(0) if whole else store.id(0).rpartition("/")[2]
-    return f"its images are called like {example}"
-
-
-def _label(path: Path, line: Line, classes: Sequence[str]) -> int:
-    if isinstance(line.label, int):
-        if not 0 <= line.label < len(classes):
-            raise _wrong(path, line, f"there is no label {line.label}", f"labels are 0 to {len(classes) - 1}")
-        return line.label
-    if line.label not in classes:
-        raise _wrong(path, line, f"there is no class {line.label!r}", nearest(line.label, classes))
-    return classes.index(line.label)
-
-
-def _wrong(path: Path, line: Line, what: str, hint: str) -> UserError:
-    return UserError(f"{path} line {line.number}", what, hint)
+            hint = "write a CSV file with the columns id and class"
+            raise listing.wrong(k, f"{listing.names[k]} may be {ids}", hint)
+        rows[k] = found[0]
+    return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,13 @@ def write_grid(path: Path, images: np.ndarray, columns: int) -> None:
     atomic_file(path, lambda temporary: write_png(temporary, canvas))
 
 
-def write_npz(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
+def write_npz(
+    path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray, classes: Sequence[str] = ()
+) -> None:
     """images.npz as `np.savez` would write it, one chunk in memory at a time.
 
     arr_0: images uint8 (N, H, W, C), from chunks (n, C, H, W). arr_1: labels int64 (N,), -1 = none, or attributes int8
-    (N, K) in 1, 0, -1 = free. shape: (C, H, W).
+    (N, K) in 1, 0, -1 = free. classes: what they are called, if anything. shape: (C, H, W).
     """
     c, h, w = shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), h, w, c)}
@@ -80,5 +82,8 @@ def write_npz(path: Path, chunks: Iterable[np.ndarray], shape: tuple[int, ...], 
                 np.lib.format.write_array(
                     file, labels.astype(np.int64 if labels.ndim == 1 else np.int8), allow_pickle=False
                 )
+            if classes:
+                with archive.open(zipfile.ZipInfo("classes.npy"), "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.array(classes, np.str_), allow_pickle=False)
 
     atomic_file(path, write)

@@ -222,7 +222,8 @@ class _Job:
             if self.settings.npz:
                 several = self.labels is not None and self.labels.ndim == 2
                 labels = self.labels.numpy() if several and self.labels is not None else self.numbers
-                write_npz(self.out / "images.npz", self._read_all(), self.shape, labels)
+                names = self.classes if self.attributes is None else self.attributes
+                write_npz(self.out / "images.npz", self._read_all(), self.shape, labels, names)
             if self.shape[0] in MODES:
                 columns = min(self.settings.columns, len(self.seeds))
                 write_grid(self.out / "grid.png", self._first(columns * columns), columns)

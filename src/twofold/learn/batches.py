@@ -4,7 +4,7 @@ Position n of a run (the n-th image trained on) decides everything about itself:
 noise level, its label dropout and its augmentation. So a batch can be made anywhere: on any rank, after any resume.
 
 What belongs to an image (attributes, mask, points, a paired image) comes with it where it is asked for, mirrored when
-the image is.
+the image is. Of a latent model come the stored moments in place of the images, where they are stored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageOrder, Store, flip, image_order
+from ..data import SPLITS, Store, flip, image_order
 from ..data.augment import flip_points, mirror_partners
+from ..data.latents import Latents
+from ..data.order import shared_order
 from ..draws import ImageDraws
 from ..errors import UserError
 from ..settings.train import TrainSettings
@@ -36,12 +38,14 @@ BELONGINGS = {"attributes": "attributes", "mask": "masks", "points": "points", "
 
 @dataclass
 class Batch:
-    """images uint8 (B, C, H, W), uniforms (B, k) float64, noise (B, C, H, W) float32 or None.
+    """images uint8 (B, C, H, W), uniforms (B, k) float64, noise (shape of x0, or an autoencoder's latents) or None.
 
     label: (B,) int64, -1 = none; of several labels (B, A) int64 in 0, 1, -1 = unknown.
     None unless they were asked for: attributes int8 (B, A) in 0, 1, -1; mask uint8 (B, H, W), 255 = void; points
-    float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W); labelled: B further images for a
-    classifier alone, of which those with a label count (the others are copies, and there to keep positions together).
+    float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W); confidence (B,) float32, how sure
+    each label is; labelled: B further images for a classifier alone, of which those with a label count (the others are
+    copies, and there to keep positions together). Of a latent model: moments float16 (B, 2D, h, w), in place of images,
+    which are (B, 0) then; posterior, the noise (B, D, h, w) of a draw from the posterior.
     """
 
     images: Tensor
@@ -52,10 +56,16 @@ class Batch:
     mask: Tensor | None = None
     points: Tensor | None = None
     pair: Tensor | None = None
+    confidence: Tensor | None = None
+    moments: Tensor | None = None
+    posterior: Tensor | None = None
     labelled: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """All but the uniforms on `device`; these stay on the CPU, where they become float64 sigmas."""
+        """All but the uniforms on `device`; these stay on the CPU, where they become float64 sigmas.
+
+        So does the confidence, with which one of them is compared.
+        """
         if device.type == "cpu":
             return self
 
@@ -63,7 +73,7 @@ class Batch:
             large = name not in ("label", "attributes", "points")
             return (tensor.pin_memory() if large else tensor).to(device, non_blocking=True)
 
-        return self._each(lambda tensor, name: tensor if name == "uniforms" else moved(tensor, name))
+        return self._each(lambda tensor, name: tensor if name in ("uniforms", "confidence") else moved(tensor, name))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of at most `size` images."""
@@ -102,11 +112,24 @@ def labelled_rows(store: Store, rows: np.ndarray, several: bool = False) -> np.n
     return found
 
 
+def asks_confidence(settings: TrainSettings) -> bool:
+    """Whether it matters how sure a label is: to a conditional denoiser that heeds it."""
+    rule = getattr(settings.objective, "label_confidence", "ignore")
+    return rule != "ignore" and bool(settings.network.classes)
+
+
 def labelled_note(settings: TrainSettings, store: Store, rows: np.ndarray) -> str:
-    """` (35 labelled)` where labels are learned and not all of these rows have one, else nothing."""
+    """` (35 labelled)` where labels are learned and not all of these rows have one; or that none is ever dropped."""
     known = len(known_rows(store, rows, asks_attributes(settings, store)))
     learned = settings.objective.kind != "denoising" or bool(settings.network.classes)
-    return f" ({known:,} labelled)" if learned and known < len(rows) else ""
+    trained = (store.codes[rows] == SPLITS.index("train")).any()
+    if learned and known < len(rows):
+        beside = trained and store.n_generated and rows[-1] < len(store) - store.n_generated
+        return f" ({known:,} labelled" + (f", and {store.n_generated:,} generated beside them)" if beside else ")")
+    rule, certain = getattr(settings.objective, "label_confidence", "ignore"), store.confidences
+    if learned and rule == "published" and trained and certain is not None and (certain[rows] == 1).all():
+        return " (every label is certain, so none is ever dropped: guidance will have nothing to start from)"
+    return ""
 
 
 def belongings_of(store: Store, rows: np.ndarray, names: Sequence[str]) -> dict[str, Tensor]:
@@ -127,7 +150,11 @@ class Batches:
     flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
     several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
     labelled_every: every so many positions an image of the labelled ones comes besides, in an order of its own (as
-    `Batch.labelled`); 0: none do. further: as in `Objective`.
+    `Batch.labelled`); 0: none do. further: as in `Objective`. confidence: whether it is wanted; raises `UserError`
+    where no label file can say it. x0_shape: of the noise, where it is not that of the images; latents: moments that
+    come in place of images; posterior: whether noise for a draw from the posterior comes too, the last of an image's
+    random numbers. real: whether generated images come among the labelled ones alone; real_share: share of these that
+    is real, None: as many as there are.
     """
 
     def __init__(
@@ -142,10 +169,23 @@ class Batches:
         several: bool = False,
         labelled_every: int = 0,
         further: int = 0,
+        confidence: bool = False,
+        x0_shape: tuple[int, int, int] | None = None,
+        latents: Latents | None = None,
+        posterior: bool = False,
+        real: bool = False,
+        real_share: float | None = None,
     ) -> None:
+        every, first = rows, len(store) - store.n_generated
+        rows = rows[rows < first] if real else rows
         self.store, self.rows, self.seed = store, rows, seed
         self.uniforms, self.noise, self.flip, self.further = uniforms, noise, flip, further
         self.belongings, self.several = tuple(belongings), several
+        self.x0_shape, self.latents, self.posterior = x0_shape or store.shape, latents, posterior
+        self.confidence = store.confidences if confidence else None
+        if confidence and self.confidence is None:
+            what = "no label file says how sure a label is"
+            raise UserError("objective.label_confidence", what, "give data.labels=FILE with a column confidence")
         belongings_of(store, rows[:1], self.belongings)
         self._partner = self._mirror_partners() if flip and "points" in belongings else None
         balance = store.settings.balance
@@ -155,8 +195,9 @@ class Batches:
         self._draws = ImageDraws("train")
         self.labelled_every = labelled_every
         if labelled_every:
-            self._labelled = labelled_rows(store, rows, several)
-            self._labelled_order = ImageOrder(len(self._labelled), seed + LABELLED)
+            self._labelled = labelled_rows(store, every, several)
+            own = int((self._labelled < first).sum())
+            self._labelled_order = shared_order(len(self._labelled), own, seed + LABELLED, real_share)
 
     def labels_at(self, start: int, stop: int) -> Tensor:
         """What a classifier is told at positions start..stop-1, as `Batch.label` (or that of `Batch.labelled`)."""
@@ -187,19 +228,28 @@ class Batches:
     def _of_rows(self, rows: np.ndarray, label: Tensor, start: int, draw: int = 0) -> Batch:
         """The batch of these rows, with the numbers of positions from `start` on."""
         uniforms = np.empty((len(rows), self.uniforms))
-        noise = np.empty((len(rows), *self.store.shape), np.float32) if self.noise else None
+        noise = np.empty((len(rows), *self.x0_shape), np.float32) if self.noise else None
+        posterior = np.empty((len(rows), *self.x0_shape), np.float32) if self.posterior else None
         for i in range(len(rows)):
             draws = self._draws(self.seed, start + i, draw)
             draws.random(out=uniforms[i, : self.uniforms - self.further])
             if noise is not None:
                 draws.standard_normal(out=noise[i], dtype=np.float32)
             draws.random(out=uniforms[i, self.uniforms - self.further :])
-        images = self.store.batch(rows)
+            if posterior is not None:
+                draws.standard_normal(out=posterior[i], dtype=np.float32)
+        images = self.store.batch(rows) if self.latents is None else torch.empty((len(rows), 0), dtype=torch.uint8)
         more: dict[str, Any] = belongings_of(self.store, rows, self.belongings)
         if self.flip:
             u = torch.from_numpy(uniforms[:, U_FLIP])
-            images = flip(images, u)
+            images = flip(images, u) if self.latents is None else images
             more = {name: self._flipped(name, tensor, u) for name, tensor in more.items()}
+        if self.latents is not None:
+            more["moments"] = self.latents(rows, uniforms[:, U_FLIP] < 0.5 if self.flip else None)
+        if posterior is not None:
+            more["posterior"] = torch.from_numpy(posterior)
+        if self.confidence is not None:
+            more["confidence"] = torch.from_numpy(self.confidence[rows])
         return Batch(
             images, label, torch.from_numpy(uniforms), None if noise is None else torch.from_numpy(noise), **more
         )
@@ -239,9 +289,17 @@ class Batches:
                 yield batch
 
 
-def training_batches(settings: TrainSettings, store: Store, uniforms: int, noise: bool, further: int) -> Batches:
-    """Those of a run. uniforms, noise, further: what its objective needs, see `Batches`."""
-    besides = getattr(settings.objective, "labelled_batch", None)
+def training_batches(
+    settings: TrainSettings,
+    store: Store,
+    uniforms: int,
+    noise: bool,
+    further: int,
+    x0_shape: tuple[int, int, int] | None = None,
+    latents: Latents | None = None,
+) -> Batches:
+    """Those of a run. uniforms, noise, further: what its objective needs, x0_shape, latents: see `Batches`."""
+    besides, real_share = (getattr(settings.objective, name, None) for name in ("labelled_batch", "real_share"))
     return Batches(
         store,
         store.indices("train"),
@@ -252,4 +310,10 @@ def training_batches(settings: TrainSettings, store: Store, uniforms: int, noise
         several=asks_attributes(settings, store),
         labelled_every=settings.train.batch_size // besides if besides else 0,
         further=further,
+        confidence=asks_confidence(settings),
+        x0_shape=x0_shape,
+        latents=latents,
+        posterior=settings.codec is not None and settings.codec.sample,
+        real=settings.objective.kind == "freematch",
+        real_share=real_share,
     )

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..denoiser import NetworkDenoiser
+from ..data import Store
 from ..files import atomic_bytes
-from ..recognize.classifier import NetworkClassifier
-from ..run import Run, State, check_room, save_model, save_state
+from ..networks.autoencoder import AutoencoderModel
+from ..run import Run, State, Trained, check_room, save_model, save_state
 from ..settings.train import TrainSettings
+from .latents import latent_scale
 from .lora import merged, save_factors
 from .step import Stepper
+from .validation import averaged
 
 AGAIN = "free some room; the same command continues at the last save"
 
@@ -26,10 +28,8 @@ AGAIN = "free some room; the same command continues at the last save"
 class Checkpoints:
     """Writes into one run folder; by rank 0 alone, all ranks hold the same."""
 
-    def __init__(
-        self, run: Run, settings: TrainSettings, model: NetworkDenoiser | NetworkClassifier, stepper: Stepper
-    ) -> None:
-        self.run, self.settings, self.model, self.stepper = run, settings, model, stepper
+    def __init__(self, run: Run, settings: TrainSettings, model: Trained, stepper: Stepper, store: Store) -> None:
+        self.run, self.settings, self.model, self.stepper, self.store = run, settings, model, stepper, store
         self.average = stepper.average.tensors
 
     def snapshot(self, name: str, n_images: int) -> None:
@@ -57,8 +57,12 @@ class Checkpoints:
         atomic_bytes(self.run.previews / f"{n_images:012d}.npy", packed.getvalue())
 
     def _model(self, path: Path, n_images: int) -> None:
-        """A plain network, whatever it was trained as."""
-        save_model(path, merged(self.stepper.network, self.average), self.model, self.settings, n_images)
+        """A plain network, whatever it was trained as; an autoencoder with the scale of its latents."""
+        network, scale = self.stepper.network, None
+        if isinstance(self.model, AutoencoderModel):
+            with averaged(network, self.stepper.average):
+                scale = latent_scale(self.model, self.store)
+        save_model(path, merged(network, self.average), self.model, self.settings, n_images, scale)
 
 
 def nbytes(tensors: dict[str, Tensor]) -> int:

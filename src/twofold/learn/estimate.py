@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..adapters.latent_codec import PIXELS_AT_ONCE, LatentCodec
+from ..data.latents import moments_bytes
 from ..run import build
 from ..settings.train import Joint, TrainSettings
 from .lora import adapt, parameters
@@ -16,18 +18,20 @@ from .lora import adapt, parameters
 BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
 SOME = 8  # images that costs are counted with
 FROZEN_BYTES = 4  # the weight alone
+MAPS_AT_ONCE = 3  # of a block without gradients: its input, its output and one between
 
 
 @dataclass(frozen=True)
 class Estimate:
     """parameters, and how many of them train; memory in bytes; flops of the whole run; seconds, None where the device
-    was not measured."""
+    was not measured. kept: bytes of latents that are kept for each training image."""
 
     parameters: int
     trained: int
     memory: int
     flops: float
     seconds: float | None
+    kept: int = 0
 
 
 def estimate(
@@ -36,8 +40,12 @@ def estimate(
     classes: list[str],
     world: int = 1,
     flops_per_second: float = 0,
+    codec: LatentCodec | None = None,
 ) -> Estimate:
-    """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations."""
+    """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations.
+
+    shape: of x0. codec: of a latent model, whose weights and (where every step encodes) maps take memory too.
+    """
     with torch.device("meta"):
         model = build(settings, shape, classes)
     network = model.network
@@ -51,9 +59,26 @@ def estimate(
     if settings.lora is not None:  # the backward pass goes through every layer, and each has its sum of weights
         adapt(network, settings.lora, 0)
         passes, trained, frozen = 3.0, parameters(network)[1], 2 * count * FROZEN_BYTES
+    if getattr(settings.network, "checkpoint", False):  # what was not kept is computed anew
+        passes += 1.0
     flops = passes * forward * settings.train.n_images
     memory = trained * BYTES_PER_PARAMETER + frozen + saved * share // (2 if half else 1)
-    return Estimate(count, trained, memory, flops, flops / flops_per_second if flops_per_second else None)
+    kept = 0
+    if codec is not None and settings.codec is not None:
+        memory += _codec_memory(codec, share, settings.codec.store)
+        views = 2 if (settings.data.flip if settings.codec.mirror is None else settings.codec.mirror) else 1
+        kept = views * moments_bytes((2 * shape[0], *shape[1:])) if settings.codec.store else 0
+    return Estimate(count, trained, memory, flops, flops / flops_per_second if flops_per_second else None, kept)
+
+
+def _codec_memory(codec: LatentCodec, share: int, stored: bool) -> int:
+    """Bytes of its weights, and of the largest maps of an encoder that runs in every step."""
+    weights = FROZEN_BYTES * sum(p.numel() for p in codec.parameters())
+    if stored or codec.size is None:
+        return weights
+    pixels = min(share * codec.size[0] * codec.size[1], max(PIXELS_AT_ONCE, codec.size[0] * codec.size[1]))
+    widest: int = codec.vae.config.block_out_channels[0]
+    return weights + MAPS_AT_ONCE * FROZEN_BYTES * widest * pixels
 
 
 def _forward_cost(network: nn.Module, shape: tuple[int, int, int], besides: float = 0.0) -> tuple[int, int]:
@@ -78,8 +103,10 @@ def _forward_cost(network: nn.Module, shape: tuple[int, int, int], besides: floa
 
 
 def _images_besides(settings: TrainSettings) -> float:
-    """Images that only the encoder of a joint model sees, for each that is denoised."""
+    """Images that only the encoder of a joint model sees, for each that is denoised; views of FreeMatch."""
     objective = settings.objective
+    if objective.kind == "freematch":  # the other view, and labelled images
+        return 1 + objective.labelled_batch / settings.train.batch_size
     if not isinstance(objective, Joint):
         return 0.0
     clean, noised = objective.reads != "noised", objective.reads != "clean"

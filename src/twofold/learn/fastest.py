@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .buffers import untouched
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WIDE = 1.5e8  # FLOPs of a forward pass per image from which bf16 pays on a CPU that multiplies it
 SMALL = 5e10  # FLOPs of a training step (about half a second of one core) up to which threads are worth measuring
@@ -90,7 +92,7 @@ def step_flops(model: nn.Module, shape: tuple[int, int, int]) -> float:
     handles = [layer.register_forward_hook(count) for layer in layers]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad():
+        with torch.no_grad(), untouched(network):
             network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device))
     finally:
         for handle in handles:
@@ -115,6 +117,7 @@ def step_seconds(
     for _ in range(times):
         start = time.perf_counter()
         with (
+            untouched(network),
             torch.set_grad_enabled(trains),
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
         ):

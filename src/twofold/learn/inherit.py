@@ -24,7 +24,7 @@ from ..settings.resolve import differences, flatten, resolve
 from ..settings.train import TrainSettings
 
 S = TypeVar("S", bound=BaseModel)
-OWN_UNET = {"dropout"}  # what a U-Net that is trained further may have otherwise
+OWN_UNET = {"dropout", "checkpoint"}  # what a network that is trained further may have otherwise
 OWN_NETWORK = OWN_UNET | {"classes", "augment_dim", "learned_variance", "head"}  # and a whole denoiser; see `start`
 OWN_NOISE = {"p_mean", "p_std", "training"}  # likewise: how noise levels are drawn in training, not what they mean
 
@@ -164,13 +164,14 @@ def place_of(source: str) -> tuple[str, str]:
 def source_model(source: str, settings: TrainSettings | None = None) -> Any:
     """The model to start from; settings: of the run that starts from it whole, None for a trunk of it.
 
-    Raises `UserError` for a model of another kind, and for one that is not of pixels.
+    Raises `UserError` for a model of another kind, one that is not of pixels for a trunk, and one of latents for a run
+    of pixels or the other way round.
     """
     where = f"init_from={source}"
     model: Any = load(*place_of(source))
     if isinstance(model, JointClassifier):  # of a run without denoising, which may be trained further with it
         model = model.joint
-    if settings is not None and settings.objective.kind == "supervised":
+    if settings is not None and settings.objective.kind in ("supervised", "freematch"):
         if not isinstance(model, NetworkClassifier):
             raise UserError(where, "is no classifier", "network.kind=trunk makes one of a denoiser")
         return model
@@ -178,6 +179,9 @@ def source_model(source: str, settings: TrainSettings | None = None) -> Any:
         raise UserError(where, "is a classifier", "give the run of a denoiser")
     network = getattr(model, "network", None)
     pixels = isinstance(model, NetworkDenoiser) and isinstance(model.codec, PixelCodec)
+    if settings is not None and isinstance(model, NetworkDenoiser):
+        _check_latents(where, pixels, settings)
+        pixels = True  # or latents, which are wanted
     if settings is None and not (pixels and isinstance(network, UNet)):
         what = f"is a {type(network or model).__name__}, a trunk is made of a U-Net of pixels"
         raise UserError(where, what, "give the run of one")
@@ -185,6 +189,14 @@ def source_model(source: str, settings: TrainSettings | None = None) -> Any:
         what = f"is a {type(network or model).__name__} that cannot be trained further"
         raise UserError(where, what, "give a U-Net of pixels")
     return model
+
+
+def _check_latents(where: str, pixels: bool, settings: TrainSettings) -> None:
+    """Raises `UserError` where one of two is of pixels and the other of latents; `start` compares autoencoders."""
+    if pixels and settings.codec is not None:
+        raise UserError(where, "is a model of pixels, this run is one of latents", "leave codec out")
+    if not pixels and settings.codec is None:
+        raise UserError(where, "is a model of latents, this run is one of pixels", "give its autoencoder: codec=RUN")
 
 
 def _taken(given: S | None, inherited: S, own: set[str], where: str, source: str) -> S:

@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..adapters.latent_codec import LatentCodec
 from ..data import Store
 from ..errors import UserError
 from ..files import atomic_json
-from ..run import Run, State, build, newest_state
+from ..run import Run, State, build, newest_state, run_codec
 from ..settings.train import TrainSettings
 from .batches import Batch, labelled_note, training_batches
 from .branch import branch
@@ -31,30 +32,41 @@ from .classes import class_names
 from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
+from .latents import keep
 from .lora import adapt, parameters, targeted
 from .objectives import Objective, objective
 from .optimise import learning_rate
 from .start import start_from
 from .step import Stepper, weights_once
-from .validation import PREVIEWS, Validation, averaged
+from .validation import BETTER, PREVIEWS, Validation, averaged
 
 
 class Trainer:
     """Trains one run. Iterate over `events()`; it ends when `settings.train.n_images` have been seen.
 
-    store: packed images, of which only the train part (and, held out, the validation part) is read.
+    store: packed images, of which only the train part (and, held out, the validation part) is read. codec: of a latent
+    model, for whoever has opened it already.
     Every process of a torchrun or accelerate launch makes its own Trainer; rank 0 writes.
     """
 
-    def __init__(self, run: Run, settings: TrainSettings, store: Store, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        run: Run,
+        settings: TrainSettings,
+        store: Store,
+        accelerator: Accelerator,
+        codec: LatentCodec | None = None,
+    ) -> None:
         self.run, self.settings, self.store, self.accelerator = run, settings, store, accelerator
         self.loop = settings.train
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
         self.main = accelerator.is_main_process
+        self.codec = codec or run_codec(run, settings.codec, store.shape)
+        shape = store.shape if self.codec is None else self.codec.shape_of(store.shape)
         torch.manual_seed(self.loop.seed)
         _ = store.labels  # a label file that does not fit is told before a folder is made
-        self.model = build(settings, store.shape, class_names(settings, store))
+        self.model = build(settings, shape, class_names(settings, store), self.codec)
         self.environment: Environment
         self._branch: tuple[State, list[str]] | None = None
         self._from: tuple[list[str], dict[str, Any] | None] | None = None
@@ -146,10 +158,10 @@ class Trainer:
         size, form = self.environment.micro_batch, self.environment.precision
         self.stepper = Stepper(self.objective, wrapped, loop, self.accelerator, size, form, model.shape)
         self.average = self.stepper.average
-        self.checkpoints = Checkpoints(self.run, settings, self.model, self.stepper)
-        needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
-        self.batches = training_batches(settings, self.store, *needs)
-        self.validation = Validation(settings, self.store, self.rank, self.world, self.device)
+        self.checkpoints = Checkpoints(self.run, settings, self.model, self.stepper, self.store)
+        noise_shape = getattr(model, "noise_shape", model.shape)
+        self.validation = Validation(settings, self.store, self.rank, self.world, self.device, noise_shape)
+        yield from self._make_batches(noise_shape)
         self._loss_sum = torch.zeros((), device=self.device)
         yield Note(self._describe())
         if state is not None:
@@ -158,6 +170,14 @@ class Trainer:
         if own is None and self.main:
             self.run.log_file.unlink(missing_ok=True)
         yield from map(Note, self._fit_together())
+
+    def _make_batches(self, noise_shape: tuple[int, int, int]) -> Iterator[Event]:
+        """What training and validation read; latents are made first, where they are kept."""
+        everyone = self.rank, self.world, self.accelerator.wait_for_everyone
+        kept = yield from keep(self.settings, self.store, self.codec, self.validation.rows, *everyone)
+        needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
+        self.batches = training_batches(self.settings, self.store, *needs, noise_shape, kept.train)
+        self.validation.latents = kept.held_out
 
     def _start(self, state: State | None) -> Iterator[Event]:
         """What a run begins with: the weights of another model, low-rank updates of them."""
@@ -296,7 +316,7 @@ class Trainer:
     def _look(self, before: int, done: bool) -> Iterator[Event]:
         """Validation and preview with the averaged weights, where one is due; permanent snapshots too."""
         validate = done or self._due(before, self.loop.validate_images)
-        preview = self.objective.denoiser is not None and (done or self._due(before, self.loop.preview_images))
+        preview = self.objective.previews and (done or self._due(before, self.loop.preview_images))
         if validate or preview:
             network = self.objective.network
             with torch.no_grad(), averaged(network, self.average), weights_once(network):
@@ -315,15 +335,18 @@ class Trainer:
             images, labels = self.validation.samples(self.objective, wanted, self.stepper.micro_batch)
         if validate:
             yield from self._validate(images)
-        if preview and images is not None:
-            images, labels = self.validation.everyones(images, labels)
+        if preview:
+            if images is None:
+                images, labels = self.validation.pictures(self.objective)
+            else:
+                images, labels = self.validation.everyones(images, labels)
             if self.main:
                 self.checkpoints.preview(images[:PREVIEWS], self.n_images)
             yield Previewed(self.n_images, images[:PREVIEWS], labels[:PREVIEWS])
 
     def _validate(self, images: Tensor | None) -> Iterator[Event]:
         found = self.validation.measured(self.objective, self.stepper.micro_batch, images)
-        for metric, sign in (("loss", 1), ("frechet", 1), ("accuracy", -1)):
+        for metric, sign in BETTER if self.settings.validation.keep_best else ():
             if metric in found and sign * found[metric] < sign * self.best.get(metric, sign * math.inf):
                 self.best[metric] = found[metric]
                 self._write_model(f"best-{metric}")

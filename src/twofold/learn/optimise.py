@@ -27,11 +27,20 @@ def make_optimizer(
             {"params": [p for name, p in parameters.items() if far[name] == d], "scale": settings.layer_decay**d}
             for d in sorted({far[name] for name in parameters})
         ]
+    if settings.weight_decay and not settings.decay_all:
+        groups = [part for group in groups for part in _without_decay(group)]
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(groups, betas=settings.betas, eps=settings.adam_eps, **options)
+
+
+def _without_decay(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group in two: weight decay is for what has more than one dimension, not for biases and gains."""
+    parts = [[p for p in group["params"] if (p.ndim > 1) == wide] for wide in (True, False)]
+    made = [{**group, "params": parts[0]}, {**group, "params": parts[1], "weight_decay": 0.0}]
+    return [part for part in made if part["params"]]
 
 
 def distances(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
@@ -76,10 +85,13 @@ def _nearest(network: nn.Module, name: str, found: dict[nn.Module, int]) -> int:
 
 
 def learning_rate(settings: LoopSettings, n_images: int) -> float:
-    """Learning rate of the step that follows `n_images`: linear warm-up, then constant or cosine to 0."""
+    """Learning rate of the step that follows `n_images`: linear warm-up, then constant, cosine to 0, or the part of
+    a cosine that ends at cos(7 pi / 16) = 0.195 (Sohn et al. 2020, FixMatch)."""
     rate = settings.lr
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, n_images / settings.n_images)))
+    elif settings.schedule == "cosine_7_16":
+        rate *= math.cos(7 * math.pi / 16 * min(1.0, n_images / settings.n_images))
     if n_images < settings.warmup_images:
         rate *= (n_images + settings.batch_size) / (settings.warmup_images + settings.batch_size)
     return rate

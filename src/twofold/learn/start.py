@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError, some
 from ..networks.trunk import Trunk
+from ..networks.uvit import UViT
 from ..recognize.classifier import NetworkClassifier
+from ..run import same_autoencoder
 from ..settings.train import TrainSettings
 from .inherit import source_model
 
@@ -59,8 +61,11 @@ def start_from(model: Model, settings: TrainSettings) -> tuple[list[str], dict[s
         return [], None
     if isinstance(model.network, Trunk):
         return _start_trunk(model.network, source)
-    started = Started(source)
-    _take(model, source_model(source, settings), started)
+    started, other = Started(source), source_model(source, settings)
+    if settings.codec is not None and not same_autoencoder(other.codec, getattr(model, "codec", None)):
+        hint = f"give codec={source}, or start from another model"
+        raise UserError(f"init_from={source}", "knows the latents of another autoencoder", hint)
+    _take(model, other, started)
     if not started.taken:
         raise UserError(f"init_from={source}", "has no weight that fits this network", "give the run of another model")
     return [started.note()], started.facts()
@@ -102,12 +107,16 @@ def _take(model: Model, source: Model, started: Started) -> None:
     started.left_out += [name for name in theirs if name not in ours or name in started.new]
     if isinstance(model, NetworkDenoiser) and not model.classes:
         _keep_no_label(model.network, source.network, source.classes)
+    elif isinstance(model.network, UViT) and not source.classes:
+        _empty_first_token(model.network)
 
 
 def _fitting(network: Any, name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
     """The weight as this network has it: the same, or with what is said of the variance dropped or added as zeros."""
     if ours.shape == theirs.shape:
         return theirs
+    if name == "positions" and ours.shape[2] == theirs.shape[2]:
+        return _positions(ours, theirs)
     layer = name.rpartition(".")[0]
     if layer not in ("out", "head.out") or ours.shape[1:] != theirs.shape[1:]:  # of a U-Net, of a DiT
         return None
@@ -118,15 +127,34 @@ def _fitting(network: Any, name: str, ours: Tensor, theirs: Tensor) -> Tensor | 
     return torch.cat([rows, torch.zeros_like(rows)], 1).flatten(0, 1) if len(ours) == 2 * len(theirs) else None
 
 
+def _positions(ours: Tensor, theirs: Tensor) -> Tensor | None:
+    """Rows (1, N, D) of a U-ViT's tokens with the first one, that of a label, dropped or added."""
+    if theirs.shape[1] == ours.shape[1] + 1:
+        return theirs[:, 1:]
+    return torch.cat([torch.zeros_like(theirs[:, :1]), theirs], 1) if ours.shape[1] == theirs.shape[1] + 1 else None
+
+
+def _empty_first_token(network: UViT) -> None:
+    """The token of a label that a U-ViT did not have begins as a patch with nothing in it, at the mean place.
+
+    It is one token more that the others attend to; of what it could begin as this changes least.
+    """
+    empty = network.stem(torch.zeros_like(network.stem.weight[:1]))[:, :, 0, 0]
+    network.positions[:, 0] = network.positions[:, network.extra :].mean(1) + empty
+
+
 def _keep_no_label(network: nn.Module, source: nn.Module, classes: Any) -> None:
-    """For a network without labels, what "no label" adds to the source's embedding becomes part of a bias."""
+    """For a network without labels, what "no label" adds to the source's embedding becomes part of a bias.
+
+    In a U-ViT it is a token by itself, and goes with it.
+    """
     for name, label in source.named_modules():
         if name.split(".")[-1] != "label":
             continue
         here, there = (_module(side, name.rpartition(".")[0]) for side in (network, source))
         if isinstance(label, nn.Linear):
             here.first.bias += there.first.weight @ label.bias
-        elif len(label.weight) > classes:  # type: ignore[arg-type]
+        elif len(label.weight) > classes and hasattr(here, "second"):  # type: ignore[arg-type]
             here.second.bias += label.weight[-1]  # type: ignore[index]
 
 

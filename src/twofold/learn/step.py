@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..run import State
 from ..settings.train import LoopSettings
 from .batches import Batch
+from .buffers import agree_on_buffers, kept, untouched
 from .ema import Average, decay
 from .memory import is_out_of_memory, release
 from .objectives import Objective
@@ -71,8 +72,9 @@ class Stepper:
 
         Raises `UserError` where memory runs out with one image at a time, or while others wait for this process.
         """
-        settings = self.settings
+        settings, put_back = self.settings, kept(self.network)
         while (losses := self._gradients(batch, start, counted)) is None:
+            put_back()
             self._halve(start)
         rate = learning_rate(settings, start)
         for group in self.optimizer.param_groups:
@@ -80,7 +82,10 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf, foreach=True)
         finite = bool(norm.isfinite())
-        if finite:
+        if not finite:
+            put_back()
+        else:
+            agree_on_buffers(self.network, self.world)
             self._apply(start + settings.batch_size)
             if self.objective.learns_levels:
                 self.objective.observe(start, self._everyones(losses))
@@ -153,7 +158,8 @@ class Stepper:
         try:
             held = [torch.empty_like(p) for p in self.trained for _ in range(moments)]
             part = next(iter(batch.to(self.device).split(self.micro_batch)))
-            with weights_once(self.network):  # not through `wrapped`, and not into .grad: nothing is sent
+            # not through `wrapped`, and not into .grad: nothing is sent
+            with untouched(self.network), weights_once(self.network):
                 torch.autograd.grad(self.objective(part).sum(), self.trained, allow_unused=True)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from .. import __version__
+from ..adapters.latent_codec import LatentCodec
 from ..data import Store, open_store
 from ..errors import UserError
-from ..run import Run
+from ..run import Run, keep_codec, run_codec
 from ..settings.train import Joint, TrainSettings
 from .batches import labelled_rows
 from .classes import asks_attributes, class_names
@@ -55,7 +56,8 @@ def train(
     main = accelerator.is_main_process
     store = open_store(settings.data, packing if main else None)  # one packs, the others wait for its lock
     run = Run(Path(out))
-    settings = complete(settings, store, run)
+    codec = run_codec(run, settings.codec, store.shape)
+    settings = complete(settings, store, run, codec)
     if main:
         run.forget_unbegun(settings)
     accelerator.wait_for_everyone()
@@ -65,9 +67,11 @@ def train(
         if finished is not None:
             show(Note(f"{run.path} is finished; nothing to do"))
             return finished
-    trainer = Trainer(run, settings, store, accelerator)  # what cannot be built is said before a folder is made
+    trainer = Trainer(run, settings, store, accelerator, codec)  # what cannot be built is said before a folder is made
     if main:
         Run.start(out, settings, header=f"# {command}" if command else "")
+        if codec is not None:
+            keep_codec(codec, run.path)
     accelerator.wait_for_everyone()
     with run.lock() if main else nullcontext():
         with _signals(trainer):
@@ -126,17 +130,18 @@ def leave_process_group() -> None:
         time.sleep(SETTLE)
 
 
-def complete(settings: TrainSettings, store: Store, run: Run) -> TrainSettings:
+def complete(settings: TrainSettings, store: Store, run: Run, codec: LatentCodec | None = None) -> TrainSettings:
     """The settings with everything filled in that the data and `init_from` decide.
 
-    run: the folder to train in; see `inherit`. Raises `UserError` where data, source and network disagree.
+    run: the folder to train in; see `inherit`. codec: of a latent model.
+    Raises `UserError` where data, source and network disagree.
     """
-    if settings.objective.kind != "denoising":
+    if settings.objective.kind not in ("denoising", "autoencoder"):
         _check_labels(settings, store)
     if settings.lora is not None and settings.init_from is None and settings.resume_from is None:
         what = "a low-rank update of which model is not said"
         raise UserError(f"lora.rank={settings.lora.rank}", what, "give init_from=RUN of a denoiser")
-    settings = inherit(settings, store.shape, run)
+    settings = inherit(settings, store.shape if codec is None else codec.shape_of(store.shape), run)
     if isinstance(settings.objective, Joint):
         settings = settings.model_copy(update={"objective": _with_labelled(settings.objective, settings, store)})
     network, classes = settings.network, len(class_names(settings, store))

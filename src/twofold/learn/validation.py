@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..data import Store, spread
+from ..data.latents import Latents
 from ..draws import ImageDraws
 from ..generate import sample
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
@@ -24,6 +25,7 @@ from .ema import Average
 from .objectives import Objective
 from .objectives.supervised import attributes, commoner_answers
 
+BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1))  # what weights are kept for; 1: less is better
 PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
 
 
@@ -49,7 +51,17 @@ def labels_for(seeds: range, classes: int) -> list[int] | None:
 class Validation:
     """Measures one model against the validation part of its data. Everything random is keyed by the image."""
 
-    def __init__(self, settings: TrainSettings, store: Store, rank: int, world: int, device: torch.device) -> None:
+    latents: Latents | None = None  # the moments of `rows`, of a latent model that keeps them
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        store: Store,
+        rank: int,
+        world: int,
+        device: torch.device,
+        noise_shape: tuple[int, int, int] | None = None,
+    ) -> None:
         self.settings, self.store, self.device = settings, store, device
         self.rank, self.world = rank, world
         rows = store.indices(settings.validation.split)
@@ -59,14 +71,15 @@ class Validation:
         # out in random order, because rows are often sorted by class.
         dealt = np.random.default_rng(0).permutation(len(rows))
         self._place = {row: (place + 0.5) / len(rows) for row, place in zip(rows, dealt, strict=True)}
-        shape = store.shape
-        self.encoder = encoder(fits(settings.validation.encoder, shape))
+        self.noise_shape = noise_shape or store.shape
+        self.encoder = encoder(fits(settings.validation.encoder, store.shape))
         # a covariance needs two images on either side
         self.samples_wanted = settings.validation.samples if min(settings.validation.samples, len(rows)) > 1 else 0
         self._reference: Gaussian | None = None
 
     def measured(self, objective: Objective, count: int, images: Tensor | None = None) -> dict[str, float]:
         """{"loss", "accuracy", "frechet"} over all processes: the second where any label is known, the third of images.
+        And what else the objective measures.
 
         With yes-or-no questions "accuracy_always" is what always giving the commoner answer would reach.
 
@@ -76,8 +89,9 @@ class Validation:
         total = self.loss(objective, count)
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
-        loss, counted, right, asked = total.tolist()
+        loss, counted, right, asked, *more = total.tolist()
         found = {"loss": loss / max(counted, 1)}
+        found |= {name: value / max(counted, 1) for name, value in zip(objective.measures, more, strict=True)}
         if asked:
             found["accuracy"] = right / asked
             if getattr(self.settings.objective, "multi_label", False):
@@ -99,9 +113,11 @@ class Validation:
         return torch.stack([image for _, image, _ in every]), [label for _, _, label in every]
 
     def loss(self, objective: Objective, count: int) -> Tensor:
-        """This rank's (sum of losses, images counted, right answers, images asked about); float64. count: at a time."""
+        """This rank's sums, float64: losses, images counted, right answers, images asked about, and what the objective
+        measures. count: at a time.
+        """
         draws = ImageDraws("evaluate")
-        total = torch.zeros(4, dtype=torch.float64)
+        total = torch.zeros(4 + len(objective.measures), dtype=torch.float64)
         for start in range(0, len(self.mine), count):
             rows = self.mine[start : start + count]
             batch = self._batch(objective, rows, draws).to(self.device)
@@ -111,6 +127,8 @@ class Validation:
             if objective.classifies:
                 total[2] += objective.correct(batch)
                 total[3] += objective.asked(batch.label)
+            if objective.measures:
+                total[4:] += objective.measure(batch).cpu().double().sum(0)
         return total
 
     def always(self) -> float:
@@ -121,11 +139,29 @@ class Validation:
     def _batch(self, objective: Objective, rows: np.ndarray, draws: ImageDraws) -> Batch:
         uniforms = np.ones((len(rows), objective.uniforms))  # 1 = no label dropout, no flip, inactive augmentation
         uniforms[:, U_SIGMA] = [self._place[row] for row in rows]
-        noise = np.empty((len(rows), *self.store.shape), np.float32)
+        noise = np.empty((len(rows), *self.noise_shape), np.float32)
+        codec = self.settings.codec
+        posterior = np.empty_like(noise) if codec is not None and codec.sample else None
         for i, row in enumerate(rows):
-            draws(0, int(row)).standard_normal(out=noise[i], dtype=np.float32)
+            generator = draws(0, int(row))
+            generator.standard_normal(out=noise[i], dtype=np.float32)
+            if posterior is not None:
+                generator.standard_normal(out=posterior[i], dtype=np.float32)
         labels = labels_of(self.store, rows, asks_attributes(self.settings, self.store))
-        return Batch(self.store.batch(rows), labels, torch.from_numpy(uniforms), torch.from_numpy(noise))
+        return Batch(
+            self.store.batch(rows),
+            labels,
+            torch.from_numpy(uniforms),
+            torch.from_numpy(noise),
+            moments=None if self.latents is None else self.latents(rows),
+            posterior=None if posterior is None else torch.from_numpy(posterior),
+        )
+
+    def pictures(self, objective: Objective) -> tuple[Tensor, list[int]]:
+        """What a preview shows of an objective without a denoiser: the same on every rank, and no labels."""
+        rows = self.rows[spread(len(self.rows), PREVIEWS // 2)]
+        images = objective.pictures(self._batch(objective, rows, ImageDraws("evaluate")).to(self.device))
+        return images, [-1] * len(images)
 
     def samples(self, objective: Objective, count: int, most: int) -> tuple[Tensor, list[int]]:
         """This rank's share of images of seeds 0..count-1, uint8, at most so many at a time, with their labels."""
@@ -136,7 +172,7 @@ class Validation:
         mine = None if labels is None else labels[self.rank :: self.world]
         chosen = self.settings.validation
         if not seeds:  # more processes than images
-            return torch.empty((0, *denoiser.shape), dtype=torch.uint8), []
+            return torch.empty((0, *self.store.shape), dtype=torch.uint8), []
         batch = min(64, len(seeds), most)
         images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch)
         return images.cpu(), mine or [-1] * len(seeds)

@@ -7,6 +7,7 @@ another vector (other weights, other scaling), so that stored statistics are nev
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,8 @@ def _evaluating(model: object) -> Iterator[torch.device]:
 
 
 ENCODERS = {"pixels": PixelEncoder, "convnet": ClassifierEncoder}
-PRETRAINED = ("inception", "transformers:ORG/NAME")
+PRETRAINED = ("inception", "transformers:ORG/NAME", "cls:ORG/NAME")
+CLASS_TOKENS = re.compile(r"cls(\d*):")  # cls4: those of the last four blocks
 
 
 def encoder(
@@ -106,7 +108,8 @@ def encoder(
     device: torch.device | str = "cpu",
 ) -> Encoder:
     """The encoder a setting names: "pixels", "pixels8" (averaged down to 8 x 8), "convnet" of a classifier,
-    "inception" (FID's network), or "transformers:ORG/NAME" (any image model there, or a local folder of one).
+    "inception" (FID's network), "transformers:ORG/NAME" (any image model there, or a local folder of one), or
+    "cls:ORG/NAME" (the class token of a vision transformer; also a file of MSN's; see `class_tokens`).
 
     weights: a file for "inception". device: where a pretrained network computes. Raises `UserError` for a name that
     does not exist, for "convnet" without a classifier, and for a pretrained network that cannot be loaded.
@@ -125,6 +128,10 @@ def encoder(
         from .pretrained import TransformersEncoder
 
         return TransformersEncoder(name.removeprefix("transformers:"), device)
+    if tokens := CLASS_TOKENS.match(name):
+        from .class_tokens import ClassTokenEncoder
+
+        return ClassTokenEncoder(name[tokens.end() :], int(tokens[1] or 1), device)
     size = name.removeprefix("pixels")
     if name == "pixels" or (name.startswith("pixels") and size.isdecimal()):
         return PixelEncoder(int(size) if size else None)
@@ -139,7 +146,7 @@ def fits(name: str, shape: tuple[int, int, int]) -> str:
     are. Raises `UserError` for a name that does not exist and for images of too many channels.
     """
     name = "pixels" if name == "auto" else name
-    if name in ("convnet", "inception") or name.startswith("transformers:"):
+    if name in ("convnet", "inception") or name.startswith("transformers:") or CLASS_TOKENS.match(name):
         return name
     size, (c, h, w) = getattr(encoder(name), "size", None), shape
     if size is None and c * h * w <= MOST_DIMS:

@@ -42,9 +42,8 @@ class TransformersEncoder:
         self.device = torch.device(device)
         source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
         with quiet():
-            here = is_here(source)
-            facts = processor_facts(source, here)
-            self.model = image_model(source, here).to(self.device)
+            facts, model = self._load(source)
+        self.model = model.to(self.device)
         self.size, self.crop = sizes(facts, self.model)
         self.mode = RESAMPLING.get(facts.get("resample", 3), "bicubic")
         usual = {"image_mean": 0.0, "image_std": 1.0}
@@ -53,6 +52,11 @@ class TransformersEncoder:
         self.scale = float(facts.get("rescale_factor") or 1 / 255) if facts.get("do_rescale", True) else 1.0
         self.transform = self._in_words()
         self.version = f"{model_hash(self.model)[:16]}-{self.transform}"
+
+    def _load(self, source: str) -> tuple[dict[str, Any], Any]:
+        """How images are prepared, and the model."""
+        here = is_here(source)
+        return processor_facts(source, here), image_model(source, here)
 
     def _in_words(self) -> str:
         size = f"shorter side {self.size}" if isinstance(self.size, int) else f"{self.size[0]} x {self.size[1]}"

@@ -8,20 +8,26 @@ from typing import Any
 from torch import nn
 
 from ..settings.network import NetworkSettings
+from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .dit import DiT
 from .trunk import Trunk
 from .unet import UNet
 from .unet_encoder import UNetEncoder
+from .uvit import UViT
 from .wideresnet import WideResNet
+from .wrn import WRN
 
 NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "unet": UNet,
     "dit": lambda settings, shape, classes: DiT(settings, shape),
+    "uvit": lambda settings, shape, classes: UViT(settings, shape),
     "convnet": ConvNet,
     "wideresnet": WideResNet,
+    "wrn": WRN,
     "unet_encoder": UNetEncoder,
     "trunk": Trunk,
+    "autoencoder": lambda settings, shape, classes: Autoencoder(settings, shape),
 }
 
 

@@ -13,6 +13,7 @@ from .attentive import AttentiveHead
 from .choose import Head
 from .heads import LinearHead
 from .knn import KNN
+from .spaces import InSpace
 
 LEAST = 1e-6  # share of votes of a class that nobody votes for
 
@@ -70,6 +71,7 @@ KINDS = {
     "recipe": LinearHead,
     "knn": Votes,
     "attentive": OnMaps,
+    "few_labels": InSpace,
 }
 
 

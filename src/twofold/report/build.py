@@ -53,7 +53,8 @@ def report_run(
     `verdict`. command: what reproduces the page.
     """
     previews = load_previews(run)
-    if images is None and previews:
+    generates = run.settings().objective.kind != "autoencoder"  # whose previews are real images, and what comes back
+    if images is None and previews and generates:
         images = torch.from_numpy(previews[-1][1])
         labels = [i % denoiser.classes for i in range(len(images))] if denoiser and denoiser.classes else None
     found = found or {}

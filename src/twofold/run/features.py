@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..recognize.reader import Reader, as_images
-from .load import load
+from .load import load_to_use
 
 
 class DiffusionFeatures(TransformerMixin, BaseEstimator):
@@ -59,7 +59,7 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> DiffusionFeatures:
         """Loads the model and checks the parameters and the images. Raises `UserError`."""
-        model = self.model if isinstance(self.model, Denoiser) else load(self.model, device=self.device)
+        model = self.model if isinstance(self.model, Denoiser) else load_to_use(self.model, device=self.device)
         if not isinstance(model, Denoiser):
             raise UserError(f"model={self.model}", "holds a classifier", "give a denoiser's run")
         layers = [self.layers] if isinstance(self.layers, str) else list(self.layers)

@@ -2,6 +2,7 @@
 
 settings.yaml      complete and resolved; running it again reproduces the run
 model.safetensors  averaged weights, the newest; snapshots/ holds the kept ones and the best per metric
+codec/             the autoencoder of a latent model, in diffusers' layout
 lora.safetensors   what low-rank training trained, alone (the model above has it inside)
 state/             what resuming needs          log.jsonl   one line per log interval
 result.json        written at the end           previews/   uint8 arrays of preview images
@@ -64,8 +65,7 @@ class Run:
         Nothing happens where they are that run's own, where there is a state, weights or a result, or while somebody
         trains in it.
         """
-        made = (self.model_file, self.result_file, *(self.path / "state").glob("[0-9]*"))
-        if not self.settings_file.is_file() or any(file.exists() for file in made):
+        if not self.settings_file.is_file() or self.begun:
             return
         if not differences(self.settings(), settings):
             return
@@ -75,6 +75,12 @@ class Run:
             for folder in (self.previews, self.path / "figures", self.snapshots):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of a training was saved here."""
+        made = (self.model_file, self.result_file, *(self.path / "state").glob("[0-9]*"))
+        return any(file.exists() for file in made)
 
     @property
     def settings_file(self) -> Path:

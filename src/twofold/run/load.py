@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..adapters.latent_codec import LatentCodec
 from ..denoiser import Denoiser
 from ..errors import UserError, nearest
 from ..hashing import model_hash
 from ..recognize.classifier import JointClassifier, NetworkClassifier
+from ..recognize.encoded import FILE as ENCODED
+from ..recognize.encoded import EncodedClassifier, load_encoded
 from ..recognize.probe import ProbeClassifier, read_probe
 from ..recognize.saved_heads import restore
 from .folder import Run
@@ -25,6 +29,7 @@ MODEL_FILES = (
     "config.json",
     "model.safetensors",
     PROBE,
+    ENCODED,
 )  # a folder with one is a model
 
 
@@ -36,8 +41,8 @@ def is_model(source: str | Path) -> bool:
 
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
-) -> Denoiser | NetworkClassifier | JointClassifier | ProbeClassifier:
-    """The denoiser or classifier in a run folder, a file of weights, a diffusers folder or a hub repository.
+) -> Denoiser | NetworkClassifier | JointClassifier | ProbeClassifier | EncodedClassifier | LatentCodec:
+    """The denoiser, classifier or autoencoder in a run folder, a file, a diffusers folder or a hub repository.
 
     source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
     `.pt` or `.safetensors` in the layout of guided-diffusion or DiT; `x.json` beside it says what its weights do not.
@@ -51,6 +56,8 @@ def load(
         return load_file(path, device)
     if (path / PROBE).is_file():
         return load_probe(path, device)
+    if (path / ENCODED).is_file():
+        return load_encoded(path / ENCODED, device)
     if (path / "settings.yaml").is_file():
         return load_model(Run.open(path).snapshot_file(at), device)
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
@@ -61,14 +68,31 @@ def load(
         raise UserError(
             str(source), "holds neither a run nor a diffusers model", "give a run folder or a .safetensors file"
         )
+    return load(elsewhere(source), at, device)
+
+
+def load_to_use(source: str | Path, at: str = "last", device: torch.device | str = "cpu") -> Any:
+    """`load` for whoever samples or asks. Raises `UserError` for an autoencoder, which does neither."""
+    model = load(source, at, device)
+    if isinstance(model, LatentCodec):
+        what = "holds an autoencoder, which neither makes nor names images"
+        raise UserError(str(source), what, f"train a denoiser on its latents: codec={source}")
+    return model
+
+
+def elsewhere(source: str | Path) -> Path:
+    """A hub repository that is not here, downloaded. Raises `UserError` for what cannot be one."""
+    path = Path(source)
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~", "runs/")):
-        return load(_download(str(source)), at, device)
+        return _download(str(source))
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
     siblings = [name for name in siblings if is_model(name) and (Path(name).is_dir() or name.endswith(WEIGHTS))]
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
 
 
-def load_file(path: Path, device: torch.device | str = "cpu") -> Denoiser | NetworkClassifier | JointClassifier:
+def load_file(
+    path: Path, device: torch.device | str = "cpu"
+) -> Denoiser | NetworkClassifier | JointClassifier | LatentCodec:
     """The model in a file by itself: written by twofold, or weights in a layout that an adapter reads."""
     from ..adapters.checkpoint import read_checkpoint
 

@@ -13,26 +13,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import networks
+from ..adapters.latent_codec import LatentCodec
 from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError
 from ..files import atomic_file
+from ..networks.autoencoder import AutoencoderModel
 from ..noise import family
 from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..settings.network import NetworkSettings, TrunkSettings, WideResNetSettings
 from ..settings.noise import EDMNoise, FlowNoise, NoiseSettings
-from ..settings.train import TrainSettings
+from ..settings.train import CLEAN, TrainSettings
+from .codec import codec_beside, codec_facts
 
 FORMAT = "1"
+Trained = NetworkDenoiser | NetworkClassifier | AutoencoderModel
 
 
 def build(
-    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]
-) -> NetworkDenoiser | NetworkClassifier:
-    """The model these settings describe, freshly initialised, for images of this shape and these class names."""
-    network = networks.build(_scaled(settings.network, settings.noise), shape, len(classes))
+    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], codec: Any = None
+) -> Trained:
+    """The model these settings describe, freshly initialised, for x0 of this shape and these class names.
+
+    codec: of a latent model (`LatentCodec`, or `NoCodec` where it is not there); None: of pixels.
+    """
+    network: Any = networks.build(_scaled(settings.network, settings.noise), shape, len(classes))
     if not hasattr(network, "settings"):
         network.settings = settings.network  # type: ignore[assignment]
-    if settings.objective.kind == "supervised":
+    if settings.objective.kind == "autoencoder":
+        return AutoencoderModel(network, shape)
+    if settings.objective.kind in ("supervised", "freematch"):
         return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0
     known: dict[str, Any] = {"classes": conditional, "class_names": classes}
@@ -40,24 +49,24 @@ def build(
         return JointDenoiser(
             network, family(settings.noise), shape, **known, multi_label=settings.objective.multi_label
         )
-    return NetworkDenoiser(network, family(settings.noise), shape, **known)
+    return NetworkDenoiser(network, family(settings.noise), shape, **known, codec=codec, clip=codec is None)
 
 
 def _classifier(
     network: nn.Module, settings: TrainSettings, shape: tuple[int, int, int], classes: list[str]
 ) -> NetworkClassifier:
     """Told the noise level, if its network is of a kind that listens."""
-    assert settings.objective.kind == "supervised"
-    if settings.network.kind == "convnet":
-        return NetworkClassifier(network, classes, shape, multi_label=settings.objective.multi_label)
-    known, sigma = family(settings.noise), settings.objective.sigma
+    multi_label = getattr(settings.objective, "multi_label", False)
+    if settings.network.kind in CLEAN:
+        return NetworkClassifier(network, classes, shape, multi_label=multi_label)
+    known, sigma = family(settings.noise), getattr(settings.objective, "sigma", 0.0)
     level = 0.0 if sigma == "training" else sigma
     low, high = known.sigma_range
     if level and not low <= level <= high:
         raise UserError(
             f"objective.sigma={level:g}", f"outside [{low:.4g}, {high:.4g}], the levels of the noise family"
         )
-    return NetworkClassifier(network, classes, shape, known, level, settings.objective.multi_label)
+    return NetworkClassifier(network, classes, shape, known, level, multi_label)
 
 
 def _scaled(network: NetworkSettings, noise: NoiseSettings) -> NetworkSettings:
@@ -76,11 +85,15 @@ def _scaled(network: NetworkSettings, noise: NoiseSettings) -> NetworkSettings:
 def save_model(
     path: Path,
     weights: dict[str, Tensor],
-    model: NetworkDenoiser | NetworkClassifier,
+    model: Trained,
     settings: TrainSettings,
     n_images: int,
+    scale: float | None = None,
 ) -> None:
-    """Writes weights (EMA as a rule) with everything that is needed to use them, atomically."""
+    """Writes weights (EMA as a rule) with everything that is needed to use them, atomically.
+
+    scale: of an autoencoder's latents. The autoencoder of a latent model is named, and not inside: see `codec_beside`.
+    """
     table = [{"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()]
     facts = {
         "format": FORMAT,
@@ -89,6 +102,8 @@ def save_model(
         "classes": list(model.class_names),
         "layers": table,
         "n_images": n_images,
+        **({} if scale is None else {"scale": scale}),
+        **codec_facts(model),
     }
     # one entry, because safetensors writes several in any order and equal models should be equal files
     metadata = {"twofold": json.dumps(facts)}
@@ -96,10 +111,13 @@ def save_model(
     atomic_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoiser | NetworkClassifier | JointClassifier:
+def load_model(
+    path: Path, device: torch.device | str = "cpu"
+) -> NetworkDenoiser | NetworkClassifier | JointClassifier | LatentCodec:
     """The model in a file written by `save_model`, in eval mode. Raises `UserError` for anything else.
 
-    A joint model whose decoder was never trained (`objective.denoise=false`) is a classifier alone.
+    A joint model whose decoder was never trained (`objective.denoise=false`) is a classifier alone, and an autoencoder
+    the codec it is used as.
     """
     try:
         with safe_open(path, "pt", device="cpu") as file:
@@ -123,9 +141,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> NetworkDenoise
     shape = tuple(facts["shape"])
     # not on the meta device: its random initialisation imports torch's compiler, which takes seconds
     with torch.random.fork_rng(devices=[]):
-        model = build(settings, shape, facts["classes"])
+        model = build(settings, shape, facts["classes"], codec_beside(path, facts.get("codec")))
     check_weights(str(path), model.network, weights)
     model.network.load_state_dict(weights, assign=True)
+    if isinstance(model, AutoencoderModel):
+        return LatentCodec(model.network.vae, scale=facts.get("scale", 1.0), shift=0.0).to(device)
     model.to(device)
     if settings.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

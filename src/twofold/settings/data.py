@@ -21,11 +21,17 @@ class DataSettings(Settings):
 
     source: str = Field(
         min_length=1,
-        description="a folder of images, Parquet, Arrow or tar files, a file of these, a short name such as cifar10, "
-        "a hub name (org/name[:config]), or digits",
+        description="a folder of images, Parquet, Arrow or tar files, a file of these, an .npz file, a short name such "
+        "as cifar10, a hub name (org/name[:config]), or digits",
     )
     unlabelled: str | None = Field(
         None, min_length=1, description="a second source: its training images join, without any label; default: none"
+    )
+    generated: str | None = Field(
+        None,
+        min_length=1,
+        description="images of these classes that a model made, from `twofold sample`, a folder per class or "
+        "an .npz file: they join the training part with their labels; default: none",
     )
     size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as they are, if all agree")
     fit: Literal["crop", "stretch", "pad"] = Field("crop", description="how an image of another shape becomes size")
@@ -73,10 +79,17 @@ class DataSettings(Settings):
         """The settings with which `unlabelled` is opened: what is said of pixels and groups, nothing said of labels."""
         if self.unlabelled is None:
             raise ValueError("there is no second source")
-        unset = ("unlabelled", "labels", "labels_per_class", *OF_LABELS)
-        second = self.model_copy(update={"source": self.unlabelled, **dict.fromkeys(unset)})
+        second = self._other(self.unlabelled)
         second._images_only = True
         return second
+
+    def of_generated(self, source: str) -> DataSettings:
+        """The settings with which `generated`, at this place, is opened: what is said of pixels; all are wanted."""
+        return self._other(source).model_copy(update={"group": None, "most": None, "streaming": False})
+
+    def _other(self, source: str) -> DataSettings:
+        unset = ("unlabelled", "generated", "labels", "labels_per_class", *OF_LABELS)
+        return self.model_copy(update={"source": source, **dict.fromkeys(unset)})
 
     @model_validator(mode="before")
     @classmethod

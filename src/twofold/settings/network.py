@@ -9,6 +9,14 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from .base import Settings
 
 
+def whole_blocks(depth: int) -> int:
+    """The depth of a WideResNet; raises `ValueError` unless it has whole blocks."""
+    if depth % 6 != 4:
+        near = depth - (depth - 4) % 6
+        raise ValueError(f"{depth} is not 6 k + 4; {near} and {near + 6} are")
+    return depth
+
+
 class TapHeadSettings(Settings):
     """A classifier that reads the mean of every map the encoder hands on: what makes a U-Net a joint model."""
 
@@ -97,6 +105,43 @@ class DiTSettings(Settings):
         return self
 
 
+class UViTSettings(Settings):
+    """The U-ViT of Bao et al. 2023: noise level, label and patches are tokens, and skips join early and late blocks."""
+
+    kind: Literal["uvit"] = "uvit"
+    patch: int = Field(2, ge=1, description="side of the squares that become tokens; divides height and width")
+    width: int = Field(512, ge=4, description="channels of a token (S 512, M 768, L 1024, H 1152); even")
+    depth: int = Field(12, ge=2, description="blocks beside the middle one (S 12, M 16, L 20, H 28); even")
+    heads: int = Field(8, ge=1, description="attention heads (S 8, M 12, L and H 16)")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block's MLP, in widths of a token")
+    qkv_bias: bool = Field(False, description="biases of queries, keys and values")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in attention's output and in the MLP")
+    skip: Literal["concat", "add", "linear_add", "add_linear", "none"] = Field(
+        "concat",
+        description="how a late block takes its early one in: linear of both side by side, their sum, the sum with a "
+        "linear of the early one, a linear of the sum, or not at all",
+    )
+    time_mlp: bool = Field(False, description="an MLP on the sinusoidal embedding of the noise level")
+    final_conv: bool = Field(True, description="a 3x3 convolution over the output (the published H: none)")
+    classes: int | None = Field(None, ge=0, description="label classes; 0 = unconditional; null = those of the data")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the layer norms")
+    init_std: float = Field(
+        0.02, gt=0, description="standard deviation that linear layers begin with; narrow ones want 1 / sqrt(width)"
+    )
+    checkpoint: bool = Field(
+        False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> UViTSettings:
+        for divisor, name in ((self.heads, f"heads={self.heads}"), (2, "2")):
+            if self.width % divisor:
+                raise ValueError(f"width={self.width} is not a multiple of {name}")
+        if self.depth % 2:
+            raise ValueError(f"depth={self.depth} is odd; half of the blocks stand on either side of the middle one")
+        return self
+
+
 class ConvNetSettings(Settings):
     """A small convolutional classifier: the independent judge of generated images, or a student."""
 
@@ -121,10 +166,27 @@ class WideResNetSettings(Settings):
     @field_validator("depth")
     @classmethod
     def _whole_blocks(cls, value: int) -> int:
-        if value % 6 != 4:
-            near = value - (value - 4) % 6
-            raise ValueError(f"{value} is not 6 k + 4; {near} and {near + 6} are")
-        return value
+        return whole_blocks(value)
+
+
+class WRNSettings(Settings):
+    """The WideResNet of semi-supervised learning: batch norms, clean images (WRN-28-2 as in FixMatch and FreeMatch)."""
+
+    kind: Literal["wrn"] = "wrn"
+    depth: int = Field(28, ge=10, description="convolutional layers: 6 k + 4 for k blocks in each of three groups")
+    width: int = Field(2, ge=1, description="channels of the groups: 16, 32 and 64 times this")
+    slope: float = Field(0.1, ge=0, lt=1, description="slope of the leaky ReLUs below 0")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the blocks")
+    norm_eps: float = Field(1e-3, gt=0, description="epsilon of the batch norms")
+    norm_momentum: float = Field(
+        1e-3, gt=0, le=1, description="share of a step's statistics in the running ones; short runs need more"
+    )
+    classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
+
+    @field_validator("depth")
+    @classmethod
+    def _whole_blocks(cls, value: int) -> int:
+        return whole_blocks(value)
 
 
 class UNetEncoderSettings(Settings):
@@ -165,7 +227,46 @@ class TrunkSettings(Settings):
     unet: UNetSettings | None = Field(None, description="the U-Net; null = that of init_from")
 
 
+class AutoencoderSettings(Settings):
+    """The autoencoder of latent diffusion (Rombach et al. 2022), as diffusers runs it; the defaults are KL-f8."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    channels: int = Field(128, ge=4, description="channels of the first level")
+    multipliers: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 4), min_length=2, description="channel multiplier per level; each level but the last halves the size"
+    )
+    blocks: int = Field(2, ge=1, description="residual blocks per level (the decoder has one more)")
+    latent_channels: int = Field(4, ge=1, description="channels of the latents")
+    norm_groups: int = Field(32, ge=1, description="groups of the group norms; divides the channels of every level")
+    attention: bool = Field(True, description="attention in the middle, over all places of the smallest map")
+
+    @property
+    def classes(self) -> int:
+        """It is told no labels."""
+        return 0
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> AutoencoderSettings:
+        for width in (self.channels * m for m in self.multipliers):
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups={self.norm_groups} does not divide the {width} channels of a level")
+        return self
+
+
 NetworkSettings = Annotated[
-    UNetSettings | DiTSettings | ConvNetSettings | WideResNetSettings | UNetEncoderSettings | TrunkSettings,
+    UNetSettings
+    | DiTSettings
+    | UViTSettings
+    | ConvNetSettings
+    | WideResNetSettings
+    | WRNSettings
+    | UNetEncoderSettings
+    | TrunkSettings
+    | AutoencoderSettings,
     Field(discriminator="kind"),
 ]

@@ -25,6 +25,7 @@ from .text import load_yaml, read_text
 
 LABEL = re.compile(r"([a-z]+): (.*)$")  # of a header line
 SETTINGS_FILE = "settings.yaml"  # in a run folder
+TRAINING, FEWLABEL = "", "fewlabel"  # families: of `twofold train`, and of `twofold fewlabel` in a folder of its own
 HASH = re.compile(r"-[0-9a-f]{8}$")  # the end of a run folder's name; see `resolve.settings_hash`
 
 
@@ -41,22 +42,23 @@ class Preset:
     header: str
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package, sorted."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+def preset_names(family: str = TRAINING) -> list[str]:
+    """Names of the presets of a family that come with the package, sorted."""
+    entries = _folder(family).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
-def preset_purposes() -> dict[str, str]:
-    """{name: purpose} of every preset, for a listing."""
+def preset_purposes(family: str = TRAINING) -> dict[str, str]:
+    """{name: purpose} of every preset of a family, for a listing."""
     return {
-        name: header_fields(_header((_folder() / f"{name}.yaml").read_text())).get("purpose", "")
-        for name in preset_names()
+        name: header_fields(_header((_folder(family) / f"{name}.yaml").read_text())).get("purpose", "")
+        for name in preset_names(family)
     }
 
 
-def preset_listing() -> str:
+def preset_listing(family: str = TRAINING) -> str:
     """The presets with their purposes, as the end of a help text."""
-    purposes = preset_purposes()
+    purposes = preset_purposes(family)
     width = max(map(len, purposes))
     return "\n".join(["presets:", *(f"  {name:<{width}}  {purpose}" for name, purpose in purposes.items())])
 
@@ -73,23 +75,24 @@ def read_preset(argument: str) -> tuple[dict[str, Any], str]:
     return merge(TrainSettings, preset.layers)[0], preset.header
 
 
-def open_preset(argument: str) -> Preset:
+def open_preset(argument: str, family: str = TRAINING) -> Preset:
     """What PRESET on the command line means: a preset's name, a YAML file, or a run folder.
 
-    Raises `UserError` where it is none of these, naming the nearest preset.
+    family: of the presets, `TRAINING` or `FEWLABEL`. Raises `UserError` where it is none of these, naming the nearest
+    preset.
     """
-    names = preset_names()
+    names = preset_names(family)
     if argument in names:
-        file = _folder() / f"{argument}.yaml"
-        return _read(argument, f"preset {argument}", file, Path(), ())
+        file = _folder(family) / f"{argument}.yaml"
+        return _read(argument, f"preset {argument}", file, Path(), (), family)
     path = Path(argument).expanduser()
     if path.is_dir():
         if not (path / SETTINGS_FILE).is_file():
             raise UserError(argument, f"not a run folder (it has no {SETTINGS_FILE})", "give a preset, a file or a run")
         name = HASH.sub("", path.resolve().name)
-        return _read(name, f"run {argument}", path / SETTINGS_FILE, path, ())
+        return _read(name, f"run {argument}", path / SETTINGS_FILE, path, (), family)
     if path.is_file():
-        return _read(path.stem, f"file {argument}", path, path.parent, ())
+        return _read(path.stem, f"file {argument}", path, path.parent, (), family)
     if path.suffix in (".yaml", ".yml") or "/" in argument:
         raise UserError(argument, "no such file or run folder")
     raise UserError(argument, "no such preset", nearest(argument, names))
@@ -109,8 +112,9 @@ def header_fields(header: str) -> dict[str, str]:
     return fields
 
 
-def _folder() -> Traversable:
-    return files("twofold") / "presets"
+def _folder(family: str) -> Traversable:
+    folder = files("twofold") / "presets"
+    return folder / family if family else folder
 
 
 def _header(text: str) -> str:
@@ -123,25 +127,26 @@ def _header(text: str) -> str:
     return "\n".join(lines)
 
 
-def _read(name: str, label: str, file: Traversable, folder: Path, above: tuple[str, ...]) -> Preset:
+def _read(name: str, label: str, file: Traversable, folder: Path, above: tuple[str, ...], family: str) -> Preset:
     """One file and those it extends; `folder` is where an extended file is looked for."""
     text = read_text(file)
     values = load_yaml(text, label)
     parent = values.pop("extends", None)
     layers: list[tuple[str, dict[str, Any]]] = []
     if parent is not None:
-        layers = _parent(str(parent), label, folder, (*above, label)).layers
+        layers = _parent(str(parent), label, folder, (*above, label), family).layers
     return Preset(name, [*layers, (label, values)], _header(text))
 
 
-def _parent(parent: str, label: str, folder: Path, above: tuple[str, ...]) -> Preset:
-    if parent in preset_names():
-        found, file, where = f"preset {parent}", _folder() / f"{parent}.yaml", Path()
+def _parent(parent: str, label: str, folder: Path, above: tuple[str, ...], family: str) -> Preset:
+    names = preset_names(family)
+    if parent in names:
+        found, file, where = f"preset {parent}", _folder(family) / f"{parent}.yaml", Path()
     else:
         path = folder / parent
         if not path.is_file():
-            raise UserError(f"{label}: extends: {parent}", "no such preset or file", nearest(parent, preset_names()))
+            raise UserError(f"{label}: extends: {parent}", "no such preset or file", nearest(parent, names))
         found, file, where = f"file {path}", path, path.parent
     if found in above:
         raise UserError(f"{label}: extends: {parent}", "extends itself", " <- ".join([*above, found]))
-    return _read(parent, found, file, where, above)
+    return _read(parent, found, file, where, above, family)

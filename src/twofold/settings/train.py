@@ -8,9 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .base import Settings
+from .codec import CodecSettings
 from .data import DataSettings
+from .freematch import FreeMatch
 from .network import NetworkSettings, TapHeadSettings, UNetSettings
 from .noise import NoiseSettings, VPNoise
+
+DENOISERS = ("unet", "dit", "uvit")  # kinds of networks that denoise
+CLEAN = ("convnet", "wrn")  # kinds that classify, and are not told the noise level
 
 
 class Denoising(Settings):
@@ -27,6 +32,11 @@ class Denoising(Settings):
     level_std: float = Field(1.2, gt=0, description="log_normal: standard deviation of ln sigma")
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weight (5 is usual); null = unweighted")
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of images trained without their label")
+    label_confidence: Literal["ignore", "published", "proportional"] = Field(
+        "ignore",
+        description="what unsure labels (confidence c in the label file) change in that share p: nothing; p (1 - c), "
+        "as published with DPT; 1 - c (1 - p)",
+    )
     augment_probability: float = Field(
         0.0, ge=0, le=1, description="EDM's non-leaky augmentation (needs augment_dim=9)"
     )
@@ -45,6 +55,9 @@ class Supervised(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     shift: int = Field(0, ge=0, description="random shifts in pixels, up to this many in each direction")
     pad: Literal["edge", "black"] = Field("edge", description="what comes in at the side of a shifted image")
+    affine: float = Field(
+        0.0, ge=0, description="strength of random turns, scalings and shears; 1 = up to 15 degrees, 10 % and 10 %"
+    )
 
 
 class Joint(Denoising):
@@ -95,7 +108,19 @@ class Joint(Denoising):
         return self
 
 
-ObjectiveSettings = Annotated[Denoising | Supervised | Joint, Field(discriminator="kind")]
+class Autoencoding(Settings):
+    """Objective: reconstruct images from their latents. Gives the autoencoder of a latent model (`codec=RUN`)."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    loss: Literal["l1", "mse"] = Field("mse", description="how far a pixel is off: |error|, or its square")
+    kl_weight: float = Field(
+        1e-4,
+        ge=0,
+        description="factor on the latents' divergence from a standard normal, in nats per pixel and channel",
+    )
+
+
+ObjectiveSettings = Annotated[Denoising | Supervised | Joint | Autoencoding | FreeMatch, Field(discriminator="kind")]
 
 
 class LoopSettings(Settings):
@@ -109,10 +134,14 @@ class LoopSettings(Settings):
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    nesterov: bool = Field(False, description="SGD with Nesterov's momentum")
     weight_decay: float = Field(0.0, ge=0, description="weight decay (decoupled with adamw)")
+    decay_all: bool = Field(True, description="false: no weight decay on biases and the gains of norms")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per layer away from the head")
     warmup_images: int = Field(0, ge=0, description="images over which the learning rate rises linearly from 0")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate after the warm-up")
+    schedule: Literal["constant", "cosine", "cosine_7_16"] = Field(
+        "constant", description="learning rate after the warm-up; cosine_7_16 falls to a fifth, as FixMatch's"
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
     ema_halflife_images: int = Field(500_000, ge=0, description="half-life of the weight average; 0 = no averaging")
     ema_rampup: float | None = Field(0.05, gt=0, description="half-life is at most this share of the images seen")
@@ -137,6 +166,12 @@ class LoopSettings(Settings):
             raise ValueError(f"micro_batch={self.micro_batch} must divide batch_size={self.batch_size}")
         return self
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> LoopSettings:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov=true is a kind of momentum; it needs optimizer=sgd and momentum above 0")
+        return self
+
 
 class ValidationSettings(Settings):
     """What is measured on held-out images during training (never on the test part)."""
@@ -147,6 +182,9 @@ class ValidationSettings(Settings):
     encoder: str = Field("pixels", description="encoder of the Frechet distance")
     sampler: str = Field("dpmpp2m", description="sampler of those images")
     steps: int = Field(12, ge=1, description="its steps")
+    keep_best: bool = Field(
+        True, description="keep the weights that were best at each measure; false where labels are few: it uses more"
+    )
 
 
 class LoraSettings(Settings):
@@ -164,6 +202,7 @@ class TrainSettings(Settings):
     """Everything about a training run; saved as the run's settings.yaml."""
 
     data: DataSettings
+    codec: CodecSettings | None = Field(None, description="autoencoder of a latent model; null = a model of pixels")
     network: NetworkSettings = UNetSettings()
     noise: NoiseSettings = VPNoise()
     objective: ObjectiveSettings = Denoising()
@@ -196,6 +235,12 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainSettings:
         objective, network = self.objective, self.network
+        self._codec_fits()
+        if (network.kind == "autoencoder") != (objective.kind == "autoencoder"):
+            raise ValueError("network.kind=autoencoder and objective.kind=autoencoder belong together; set both")
+        if isinstance(objective, Autoencoding):
+            self._autoencoder_fits()
+            return self
         if self.lora is not None and not isinstance(objective, Denoising) and network.kind != "trunk":
             raise ValueError(f"lora is for denoisers and trunks, not for network.kind={network.kind}; train it whole")
         if self.lora is not None and network.kind == "trunk" and network.freeze:
@@ -203,8 +248,8 @@ class TrainSettings(Settings):
         if isinstance(objective, Denoising):
             if objective.kind == "joint":
                 self._joint_fits(objective)
-            if network.kind not in ("unet", "dit"):
-                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet or dit")
+            if network.kind not in DENOISERS:
+                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet, dit or uvit")
             starts = self.init_from is not None or self.resume_from is not None
             if starts and "network" not in self.model_fields_set:  # it is the source's, and looked at with it
                 return self
@@ -214,17 +259,43 @@ class TrainSettings(Settings):
             if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
             return self
-        if network.kind in ("unet", "dit"):
-            kinds = "convnet, wideresnet, unet_encoder or trunk"
+        if network.kind in DENOISERS:
+            kinds = "convnet, wideresnet, wrn, unet_encoder or trunk"
             raise ValueError(f"network.kind={network.kind} does not classify; use {kinds}")
-        if network.kind == "convnet" and objective.sigma != 0:
+        if isinstance(objective, FreeMatch):
+            self._freematch_fits(objective)
+        elif network.kind in CLEAN and objective.sigma != 0:
             raise ValueError(
-                "network.kind=convnet is not told the noise level; use wideresnet, unet_encoder or trunk "
+                f"network.kind={network.kind} is not told the noise level; use wideresnet, unet_encoder or trunk "
                 "where objective.sigma is not 0"
             )
         if self.train.compile:
             raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
         return self
+
+    def _freematch_fits(self, objective: FreeMatch) -> None:
+        if self.train.batch_size % objective.labelled_batch:
+            what = f"objective.labelled_batch={objective.labelled_batch}"
+            raise ValueError(f"{what} must divide train.batch_size={self.train.batch_size}")
+
+    def _codec_fits(self) -> None:
+        """Latents are for denoisers, and what works on pixels does not work on them."""
+        codec, objective = self.codec, self.objective
+        if codec is None:
+            return
+        if objective.kind != "denoising":
+            raise ValueError(f"objective.kind={objective.kind} works on pixels; leave codec out")
+        if objective.augment_probability > 0:
+            raise ValueError("objective.augment_probability > 0 changes pixels, and with codec= there are none; set 0")
+        if codec.store and self.data.flip and codec.mirror is False:
+            raise ValueError("data.flip=true needs what mirror images become; leave codec.mirror out")
+
+    def _autoencoder_fits(self) -> None:
+        for name in ("lora", "init_from"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not for autoencoders; leave it out")
+        if self.train.compile:
+            raise ValueError("train.compile=true is for denoisers; leave it false for an autoencoder")
 
     def _joint_fits(self, objective: Joint) -> None:
         """A joint model is a U-Net, and in a multi-label one an attribute vector is no condition."""

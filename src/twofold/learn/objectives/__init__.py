@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...settings.train import ObjectiveSettings
+from .autoencoder import AutoencoderObjective
 from .base import Objective
 from .denoising import DenoisingObjective
+from .freematch import FreeMatchObjective
 from .joint import JointObjective
 from .supervised import SupervisedObjective
 
@@ -14,6 +16,8 @@ OBJECTIVES: dict[str, Any] = {
     "denoising": DenoisingObjective,
     "supervised": SupervisedObjective,
     "joint": JointObjective,
+    "autoencoder": AutoencoderObjective,
+    "freematch": FreeMatchObjective,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "objective"]

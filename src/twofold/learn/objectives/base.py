@@ -15,8 +15,9 @@ class Objective(nn.Module):
     classifies: whether it names what is in images, so that labels count and there is an accuracy.
     needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries. further: how
     many of them, the last ones, are drawn after its noise, so that what comes before is as it would be without them.
-    learns_levels: whether the noise levels of later batches depend on earlier losses: the loop tells it with `observe`,
-    and keeps its `memory` in the training state.
+    learns_levels: whether what is done with later batches (at which noise levels, which answers count) depends on
+    earlier ones: the loop tells it with `observe`, and keeps its `memory` in the training state. measures: names of
+    what `measure` finds besides the loss.
     """
 
     network: nn.Module
@@ -25,10 +26,16 @@ class Objective(nn.Module):
     uniforms: int
     further: int = 0
     learns_levels: bool = False
+    measures: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.denoiser: NetworkDenoiser | None = None
+
+    @property
+    def previews(self) -> bool:
+        """Whether there is something to show on the way: samples of its denoiser, or `pictures`."""
+        return self.denoiser is not None
 
     def begin(self, start: int, label: Tensor) -> None:
         """Called before every step, where `classifies`: its position, and the labels that a classifier is told in the
@@ -50,6 +57,14 @@ class Objective(nn.Module):
     def observe(self, start: int, losses: Tensor) -> None:
         """Called after every step that was taken, where `learns_levels`: the losses (B,) float64 of the whole global
         batch, of positions start..start+B-1; the same on every rank."""
+
+    def measure(self, batch: Batch) -> Tensor:
+        """(B, len(measures)): of held-out images, each to be averaged."""
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """What a preview shows of these held-out images, uint8 (N, C, H, W) on the CPU, where no denoiser is sampled."""
+        raise NotImplementedError
 
     def memory(self) -> dict[str, Tensor]:
         """What it has learned besides the network's weights."""

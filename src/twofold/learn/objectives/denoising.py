@@ -11,6 +11,7 @@ One forward pass gives both parts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,23 @@ class Noised:
     sigma: Tensor
     weight: Tensor
     cond: dict[str, Tensor]
+
+
+def drop_chance(settings: Denoising, confidence: Tensor | None) -> float | Tensor:
+    """With what probability an image is trained without its label; p = label_dropout, c = confidence (B,) in 0..1.
+
+        ignore        p
+        published     p (1 - c), the rule of DPT's first code (You et al. 2023): a certain label is never dropped, and a
+                      set of nothing but such labels trains no unconditional part, which guidance needs
+        proportional  1 - c (1 - p): a label is used as often as it is right
+
+    Labels of which nothing is said (None) are certain.
+    """
+    p, rule = settings.label_dropout, settings.label_confidence
+    if rule == "ignore":
+        return p
+    c = torch.ones((), dtype=torch.float64) if confidence is None else confidence.double()
+    return p * (1 - c) if rule == "published" else 1 - c * (1 - p)
 
 
 class DenoisingObjective(Objective):
@@ -76,17 +94,25 @@ class DenoisingObjective(Objective):
     def noised(self, batch: Batch) -> Noised:
         """The images of a batch as the network will see them."""
         settings = self.settings
-        x0 = self.denoiser.codec.encode(batch.images)
+        x0 = self._x0(batch)
         cond = {}
         if settings.augment_probability:
             u = batch.uniforms[:, U_AUGMENT : U_AUGMENT + AUGMENT_DRAWS]
             x0, cond["augment"] = augment(x0, u, settings.augment_probability)
         if self.denoiser.classes:
-            dropped = (batch.uniforms[:, U_LABEL] < settings.label_dropout).to(batch.label.device)
+            chance = drop_chance(settings, batch.confidence)
+            dropped = (batch.uniforms[:, U_LABEL] < chance).to(batch.label.device)
             cond["label"] = torch.where(dropped, -1, batch.label)
         sigma, weight = self._levels(batch.uniforms[:, U_SIGMA])
         assert batch.noise is not None
         return Noised(x0, theory.add(x0, batch.noise, sigma), batch.noise, sigma, weight, cond)
+
+    def _x0(self, batch: Batch) -> Tensor:
+        """What is noised: pixels, or latents, drawn from their posterior where the batch has noise for that."""
+        codec: Any = self.denoiser.codec
+        if batch.moments is not None:
+            return codec.draw(batch.moments, batch.posterior)
+        return codec.encode(batch.images) if batch.posterior is None else codec.encode(batch.images, batch.posterior)
 
     def loss(self, output: Tensor, noised: Noised) -> Tensor:
         """(B,): of what the network said to `noised`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import noise as theory
+from ...data.affine import AFFINE_DRAWS, affine
 from ...data.augment import shifted
 from ...recognize.classifier import NetworkClassifier
 from ...settings.train import Supervised
@@ -35,7 +36,7 @@ class SupervisedObjective(Objective):
         self.network = classifier.network
         self.settings = settings
         self.needs_noise = settings.sigma != 0
-        self.uniforms = U_AUGMENT + 2  # two for its shift
+        self.uniforms = U_AUGMENT + (AFFINE_DRAWS if settings.affine else 2)  # two for its shift
 
     def counted(self, label: Tensor) -> int:
         """Those of which something is known."""
@@ -56,14 +57,22 @@ class SupervisedObjective(Objective):
 
     def _logits(self, batch: Batch) -> Tensor:
         x0 = self.classifier.codec.encode(batch.images)
-        if self.training and self.settings.shift:
-            fill = BLACK if self.settings.pad == "black" else None
-            x0 = shifted(x0, batch.uniforms[:, U_AUGMENT:], self.settings.shift, fill)
+        if self.training:
+            x0 = self._augmented(x0, batch.uniforms[:, U_AUGMENT:])
         if not self.needs_noise:
             return self.classifier(x0)
         sigma = self._sigma(batch)
         assert batch.noise is not None
         return self.classifier(theory.add(x0, batch.noise, sigma), sigma)
+
+    def _augmented(self, x0: Tensor, u: Tensor) -> Tensor:
+        """Images (B, C, H, W) as the classifier sees them in training."""
+        settings = self.settings
+        if settings.affine:
+            return affine(x0, u, settings.affine, settings.shift)
+        if settings.shift:
+            return shifted(x0, u, settings.shift, BLACK if settings.pad == "black" else None)
+        return x0
 
     def _sigma(self, batch: Batch) -> Tensor:
         """Noise level of each image, (B,) float64."""

@@ -1,0 +1,108 @@
+"""`twofold fewlabel [PRESET] data=SOURCE labels_per_class=K`: from a few labels to a classifier and a generator."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..settings.fewlabel import FewLabelSettings
+from ..settings.fewlabel_layers import DEFAULT, layers_of
+from ..settings.presets import FEWLABEL, preset_listing
+from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
+from .show import Progress, say, training
+from .train import command_line, is_first
+
+if TYPE_CHECKING:
+    from ..learn.events import Event
+
+
+def more_help() -> str:
+    return preset_listing(FEWLABEL)
+
+
+def settings_model() -> type[FewLabelSettings]:
+    return FewLabelSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "preset",
+        metavar="PRESET",
+        nargs="?",
+        default=DEFAULT,
+        help=f"few-label preset or YAML file (default {DEFAULT})",
+    )
+    parser.add_argument(
+        "--parts", metavar="FOLDER", help="artefacts shared with other experiments (default: OUT/parts)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, name = resolved(args.preset, args.assignments)
+    out = Path(args.out or f"runs/fewlabel-{name}-{settings_hash(settings.record)}")
+    if args.dry_run:
+        print(to_yaml(settings))
+        return 0
+    quiet = args.quiet or not is_first()
+    result = fewlabel(settings, out, args.device, quiet, command_line(), args.parts)
+    if is_first():
+        print_result(result, out)
+    return 0
+
+
+def resolved(preset: str, assignments: list[str]) -> tuple[FewLabelSettings, str]:
+    """Settings from a few-label preset and key=value words, and the preset's short name."""
+    layers, name = layers_of(preset, parse_assignments(assignments))
+    return resolve(FewLabelSettings, layers)[0], name
+
+
+def fewlabel(
+    settings: FewLabelSettings, out: Path, device: str | None, quiet: bool, command: str, parts: str | None = None
+) -> dict[str, Any]:
+    """Runs an experiment with a live display and writes its report."""
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("opening the data ...", quiet)
+    from ..learn.fewlabel import Watch
+    from ..learn.fewlabel import run as run_stages
+    from ..report.fewlabel import write_page
+
+    class Shown(Watch):
+        def say(self, text: str) -> None:
+            say(f"{text} ...", quiet)
+
+        @contextmanager
+        def progress(self, title: str) -> Iterator[Callable[[int, int | None], None]]:
+            with Progress(title, quiet) as bar:
+                yield bar
+
+        @contextmanager
+        def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
+            with training(title, n_images, quiet) as show:
+                yield show
+
+    with Progress("packing the data", quiet) as packing:
+        result, pictures = run_stages(settings, out, device, Shown(), command, packing, parts)
+    if is_first():
+        write_page(out, result, pictures)
+    return result
+
+
+def print_result(result: dict[str, Any], out: Path) -> None:
+    """Accuracies, and what to do next."""
+    labelled = sum(result["data"]["labelled"].values())
+    print(f"{out}: {labelled} labels, {result['data']['train_images']:,} images, {len(result['classes'])} classes")
+    told = result["pseudo"]["accuracy"]
+    if told is not None:
+        print(f"  {'pseudo labels that are right':<28} {told:.1%}")
+    for name, found in result["accuracy"].items():
+        if found["value"] is not None:
+            low, high = found["interval"]
+            print(f"  {'accuracy, ' + name:<28} {found['value']:.1%} ({low:.1%} to {high:.1%})")
+    print(f"  report: {out / 'report.html'}   ({result['seconds']:.0f} s)")
+    if result["classifier"]:
+        print(f"  next: twofold predict {result['classifier']} IMAGES    twofold sample {result['generator']}")

@@ -1,0 +1,185 @@
+"""Few labels: dual pseudo training (You et al. 2023), from labels of some images to a classifier and a generator.
+
+run(settings, out)       everything, or one stage; the same call again continues
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ...data import open_store
+from ...errors import UserError
+from ...files import atomic_bytes, atomic_json
+from ...settings.fewlabel import FewLabelSettings
+from ...settings.resolve import differences, load_yaml, to_yaml
+from ...settings.text import plain, read_text
+from ..training import make_accelerator, versions
+from . import outcome, stages
+from .crew import Crew, Watch
+from .parts import Parts
+from .stages import Known, Mix
+from .subject import Subject, complete
+from .workshop import Workshop
+
+__all__ = ["Crew", "FewLabel", "Watch", "run"]
+
+SETTINGS, RESULT, PARTS = "settings.yaml", "result.json", "parts"
+GRID = 10  # images of each class that are shown
+
+
+def run(
+    settings: FewLabelSettings,
+    out: str | Path,
+    device: str | None = None,
+    watch: Watch | None = None,
+    command: str = "",
+    packing: Callable[[int, int | None], None] | None = None,
+    parts: str | Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the stages that settings.stage asks for in the folder `out`, and returns the result and pictures for a page.
+
+    What is there already is not made again. parts: a folder of artefacts shared with other experiments, default
+    `parts/` in `out`. Raises `UserError` for what the user can mend, before anything takes long.
+    """
+    start = time.monotonic()
+    accelerator = make_accelerator(device)
+    crew = Crew(accelerator, watch)
+    settings = complete(settings)
+    subject = Subject(open_store(settings.data, packing if crew.first else None))
+    experiment = FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
+    with experiment.held():
+        experiment.stages()
+        result = experiment.result(command, time.monotonic() - start)
+        pictures = experiment.pictures() if crew.first else {}
+        if crew.first:
+            atomic_json(experiment.out / RESULT, result)
+    crew.wait()
+    return result, pictures
+
+
+class FewLabel:
+    """One experiment in its folder. After `stages`, what has been made is in its attributes."""
+
+    def __init__(self, settings: FewLabelSettings, subject: Subject, crew: Crew, out: Path, parts: Path) -> None:
+        self.settings, self.subject, self.crew, self.out = settings, subject, crew, out
+        self.shop = Workshop(settings, subject, crew, Parts(parts, crew))
+        self.accuracy: dict[str, Any] = {}
+        self.rounds: list[dict[str, Any]] = []
+        self.labels: Any = None
+        self.made: Any = None
+        self.final: Any = None
+        self.model: Any = None
+
+    def held(self) -> Any:
+        """The folder, locked, with its settings in it. Raises `UserError` where it is another experiment's."""
+        if not self.crew.first:
+            return nullcontext()
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(str(self.out), "is a file", "give --out a folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.out / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(str(self.out), "another process works in this folder", "wait for it or stop it") from None
+        self._settle()
+        return lock
+
+    def _settle(self) -> None:
+        """Notes the settings. What a folder's earlier settings made stays; parts that depend on what changed are made
+        anew, and the report says so.
+        """
+        file = self.out / SETTINGS
+        if not file.is_file():
+            others = [p for p in self.out.iterdir() if p.name not in ("lock", PARTS) and not p.name.startswith(".")]
+            if others:
+                what = "the folder is not empty and is not a few-label experiment"
+                raise UserError(str(self.out), what, "give --out a new folder")
+        else:
+            changed = differences(
+                load_yaml(read_text(file), str(file)), plain(self.settings.record.model_dump(mode="json"))
+            )
+            if changed:
+                self.crew.watch.say(f"{self.out}: other settings than before: {'; '.join(changed[:6])}")
+        atomic_bytes(file, to_yaml(self.settings.record))
+
+    def stages(self) -> None:
+        """Stage 1, 2 and 3, as often as there are rounds; or as far as one stage needs."""
+        s, shop = self.settings, self.shop
+        known = stages.reading(shop)
+        classifier = stages.first_classifier(shop, known, s.learner)
+        self.accuracy["stage 1"] = outcome.accuracy(shop, classifier)
+        start = known.start if s.generator.warm_start else None
+        for turn in range(s.rounds):
+            self.labels = stages.pseudo_labels(shop, classifier)
+            if s.stage == 1:
+                return
+            self.model = stages.generator(shop, self.labels, start, turn)
+            if s.stage == 2:
+                return
+            classifier = self._third(known, turn)
+            self.rounds.append(self._round(classifier))
+            start = self.model if s.generator.warm_start else None
+
+    def _third(self, known: Known, turn: int) -> Any:
+        """Stage 3 of one round, and beside it what its parts do alone."""
+        final, shop = self.settings.final, self.shop
+        self.made = stages.images(shop, self.model)
+        mixes = {"stage 3": Mix(1.0, final.generated, final.pseudo)}
+        if final.compare:
+            mixes |= {"self-training": Mix(1.0, 0.0, 1.0), "generated alone": Mix(0.0, 1.0, 0.0)}
+        for name, mix in mixes.items():
+            kind = "final" if name == "stage 3" else name.replace(" ", "-")
+            part = stages.final_classifier(shop, known, self.labels, self.made, mix, kind, turn)
+            self.accuracy[name] = outcome.accuracy(shop, part)
+            if name == "stage 3":
+                self.final = part
+        return self.final
+
+    def _round(self, classifier: Any) -> dict[str, Any]:
+        pseudo = outcome.of_pseudo_labels(self.shop, self.labels)["accuracy"]
+        return {"pseudo": pseudo, "stage 3": outcome.accuracy(self.shop, classifier)}
+
+    def result(self, command: str, seconds: float) -> dict[str, Any]:
+        """Everything that was found, as plain data."""
+        subject, store = self.subject, self.subject.store
+        return {
+            "command": command,
+            "settings": self.settings.record.model_dump(mode="json"),
+            "stage": self.settings.stage,
+            "data": {
+                "name": store.name,
+                "hash": store.content_hash,
+                "source": store.settings.source,
+                "train_images": len(subject.train),
+                "labelled": subject.counts(),
+                "test_images": len(subject.test),
+            },
+            "classes": subject.classes,
+            "accuracy": self.accuracy,
+            "pseudo": outcome.of_pseudo_labels(self.shop, self.labels),
+            "parts": [part.row(self.out) for part in self.shop.parts.used],
+            "rounds": self.rounds,
+            "generator": str(self.model.path) if self.model else None,
+            "classifier": str(self.final.path) if self.final else None,
+            "seconds": round(seconds, 1),
+            "versions": versions(),
+        }
+
+    def pictures(self) -> dict[str, Any]:
+        """What the page shows: images of each class, the most and the least confident pseudo labels."""
+        samples = None
+        if self.made is not None:
+            store = stages.pseudo_store(self.shop, self.made)
+            classes, per_class = len(self.subject.classes), min(GRID, self.settings.images.per_class)
+            order = np.argsort(stages.classes_of(self.shop, self.made), kind="stable")
+            rows = order.reshape(classes, -1)[:, :per_class]
+            samples = store.batch(rows.flatten()).numpy().reshape(classes, per_class, *store.shape)
+        return outcome.pictures(self.shop, self.labels, samples)

@@ -1,0 +1,168 @@
+"""The artefacts of an experiment, each in a folder named by everything it was made from.
+
+    parts/<kind>-<12 hex digits of its inputs>/     and in it part.json: inputs, content hash, seconds
+
+A part with a part.json is finished and never made again; one without is begun, and its maker continues. Where an input
+changes, the name changes: the old part stays as it is, and the new one says what was different.
+
+Processes on several machines need not share a disk: before a part is used, every machine compares its own copy with
+the first one's by content, and says what to copy where it has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...files import atomic_json, sha256
+from .crew import Crew
+
+FACTS = "part.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished artefact. content: hash of its files of record, which is what later parts depend on.
+
+    made: "made", "found" as it was, or "redone"; because: what was different from the one that was there before.
+    """
+
+    kind: str
+    path: Path
+    content: str
+    seconds: float
+    made: str
+    because: str = ""
+
+    def row(self, out: Path) -> dict[str, Any]:
+        """What the report says of it."""
+        folder = self.path.relative_to(out) if self.path.is_relative_to(out) else self.path
+        return {
+            "name": self.kind,
+            "folder": str(folder),
+            "hash": self.content[:12],
+            "seconds": round(self.seconds, 1),
+            "made": self.made,
+            "because": self.because,
+        }
+
+
+class Parts:
+    """The parts in one folder, and who makes them."""
+
+    def __init__(self, folder: Path, crew: Crew) -> None:
+        self.folder, self.crew = folder, crew
+        self.used: list[Part] = []
+
+    def make(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        files: Callable[[Path], list[Path]],
+        work: Callable[[Path], object],
+    ) -> Part:
+        """The part of this kind made from these inputs (plain data); `work(folder)` makes it where it is not there.
+
+        Called by every process alike. files: those of record, once it is made. work: called in every process, which
+        share it among themselves; it continues what it finds begun.
+        """
+        plain = json.loads(json.dumps({"format": FORMAT, "kind": kind, **inputs}, sort_keys=True))
+        path = self.folder / f"{kind}-{digest(plain)[:12]}"
+        there = self.crew.told(read(path) is not None)
+        before = {} if there else self.crew.told(self._before(kind, path))
+        if not there:
+            start = time.monotonic()
+            path.mkdir(parents=True, exist_ok=True)
+            work(path)
+            self.crew.wait()
+            if self.crew.first:
+                content = content_of(path, files(path))
+                seconds = round(time.monotonic() - start, 2)
+                atomic_json(path / FACTS, {"inputs": plain, "content": content, "seconds": seconds})
+        self.crew.wait()
+        facts = self._everywhere(path, files)
+        because = "; ".join(different(before, plain)) if before else ""
+        made = "found" if there else "redone" if because else "made"
+        part = Part(kind, path, facts["content"], facts["seconds"], made, because)
+        self.used.append(part)
+        return part
+
+    def _before(self, kind: str, path: Path) -> dict[str, Any]:
+        """The inputs of the newest finished part of this kind, if there is another one."""
+        others = [p for p in self.folder.glob(f"{kind}-*") if p != path and (p / FACTS).is_file()]
+        newest = max(others, key=lambda p: (p / FACTS).stat().st_mtime_ns, default=None)
+        facts = read(newest) if newest is not None else None
+        return {} if facts is None else facts["inputs"]
+
+    def _everywhere(self, path: Path, files: Callable[[Path], list[Path]]) -> dict[str, Any]:
+        """The facts of a part, when every process has seen a copy of it with the same content."""
+        facts = self.crew.told(read(path) if self.crew.first else None)
+        if self.crew.world == 1:
+            return facts
+        mine = read(path)
+        same = mine is not None and content_of(path, files(path)) == facts["content"]
+        found = self.crew.everyones((self.crew.machine, same))
+        lacking = sorted({machine for machine, there in found if not there})
+        if lacking:
+            source = found[0][0]
+            what = f"{', '.join(lacking)} has no copy with the content of {source}'s ({facts['content'][:12]})"
+            absolute = path.resolve()
+            hint = f"copy it: rsync -a {source}:{absolute}/ {absolute}/ on each of them, then give the same command"
+            raise UserError(str(path), what, hint)
+        return facts
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What part.json says, None where there is none."""
+    try:
+        found = json.loads((path / FACTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"inputs", "content", "seconds"} <= found.keys() else None
+
+
+def content_of(path: Path, files: list[Path]) -> str:
+    """One hash of several files and their names; of weights, what they are and not what is noted beside them."""
+    hashed = {".safetensors": _weights}
+    found = {file: hashed.get(file.suffix, sha256)(file) for file in files if file.is_file()}
+    return digest({str(file.relative_to(path)): value for file, value in found.items()})
+
+
+def _weights(path: Path) -> str:
+    """SHA-256 of a safetensors file without its metadata: 8 bytes of length, a JSON header, the numbers."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        value = hashlib.file_digest(file, lambda: hashlib.sha256(digest(header).encode()))
+    return value.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def different(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`learner.kind: logistic -> propagation`, for everything that two inputs differ in."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += different(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {_short(old)} -> {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    if isinstance(value, str) and len(value) == 64:
+        return value[:8]
+    return text if len(text) <= 40 else text[:37] + "..."

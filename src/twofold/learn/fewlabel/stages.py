@@ -1,0 +1,236 @@
+"""The three stages of dual pseudo training (You et al. 2023), each made of parts that other verbs understand.
+
+    stage 1   denoiser -> features -> classifier -> pseudo     every image gets a label, and how sure it is
+    stage 2   generator                                        a denoiser that is told these labels
+    stage 3   images -> imagefeatures -> final                 pseudo images, and a classifier that learned from both
+
+A part is made of others; what it is made of names it (see `parts`). Several processes share training, reading and
+sampling; what takes moments is done by the first one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...data import Store, open_store
+from ...generate.produce import produce
+from ...run import load
+from ...settings.data import DataSettings
+from ...settings.fewlabel import EncoderFeatures, LearnerSettings, Network, OwnFeatures
+from ...settings.sample import SampleSettings
+from ..fastest import DTYPES
+from . import pseudo, recipes
+from .embed import Embedder, numbers, of_denoiser, of_encoder
+from .features import Features
+from .learning import Told, learn, learner_of, tempered, together
+from .parts import Part
+from .workshop import MODEL_FILE, TRAIN_FILE, Workshop, write_answers
+
+IMAGES = "images.npz"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What stage 1 has read: who reads features, and those of all images, training images first; None of networks.
+
+    start: the denoiser that stage 2 may begin with.
+    """
+
+    embedder: Embedder | None
+    features: Features | None
+    key: str
+    start: Part | str | None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a classifier learns from: weights of labelled, pseudo (made) and pseudo-labelled images; 0: none of them."""
+
+    own: float
+    generated: float
+    pseudo: float
+
+
+def reading(shop: Workshop) -> Known:
+    """Stage 1, until labels come in: a denoiser of all images, and its features; or those of a frozen encoder."""
+    s, device = shop.settings, shop.crew.device
+    wanted = [s.learner.kind, s.final.learner.kind]
+    if all(kind == "network" for kind in wanted) and not s.generator.warm_start:
+        return Known(None, None, "", None)
+    start: Part | str | None = None
+    if isinstance(s.features, EncoderFeatures):
+        embedder: Embedder = of_encoder(s.features, device, s.micro_batch)
+    else:
+        start = _denoiser(shop, s.features)
+        where = str(start.path) if isinstance(start, Part) else start
+        embedder = of_denoiser(where, s.features, device, s.precision, s.micro_batch, s.seed)
+    if all(kind == "network" for kind in wanted):
+        return Known(None, None, "", start)
+    rows = np.concatenate([shop.subject.train, shop.subject.test])
+    facts = {"images": shop.subject.images_key}
+    part, features = shop.read("features", facts, embedder, shop.subject.store, rows, "reading features")
+    return Known(embedder, features, part.content, start)
+
+
+def _denoiser(shop: Workshop, features: OwnFeatures) -> Part | str:
+    if features.model is not None:
+        return features.model
+    return shop.trained("denoiser", recipes.unconditional(shop.settings), {}, "a diffusion model of all images")
+
+
+def first_classifier(shop: Workshop, known: Known, settings: LearnerSettings, kind: str = "classifier") -> Part:
+    """Learns from the labels that are known, and says what it takes all images for."""
+    subject = shop.subject
+    if isinstance(settings, Network):
+        return shop.network(kind, recipes.classifier(shop.settings, settings, None, None, 0), {})
+    embedder, features = known.embedder, known.features
+    assert embedder is not None and features is not None
+    temperature = shop.settings.pseudo.temperature
+    facts = {"features": known.key, "labels": subject.labels_key, "learner": settings.model_dump(mode="json")}
+
+    def work(path: Path) -> None:
+        found = learn(settings, features, subject.labels, len(subject.classes), temperature)
+        embedder.save(path, found.learned, subject)
+        write_answers(path, found.train, found.test)
+
+    return shop.small(kind, {**facts, "temperature": temperature}, work, "learning from the labels")
+
+
+def pseudo_labels(shop: Workshop, classifier: Part) -> Part:
+    """The label file that follows from a classifier's answers."""
+    settings, subject = shop.settings.pseudo, shop.subject
+    chosen = settings.model_dump(mode="json", exclude={"temperature"})
+    facts = {"classifier": classifier.content, "labels": subject.labels_key, "pseudo": chosen}
+
+    def work(path: Path) -> None:
+        found = pseudo.pseudo_labels(np.load(classifier.path / TRAIN_FILE), subject.labels, settings)
+        pseudo.write(path / pseudo.FILE, subject, found)
+
+    return shop.small("pseudo", facts, work, files=lambda path: [path / pseudo.FILE])
+
+
+def generator(shop: Workshop, labels: Part, start: Part | str | None, turn: int) -> Part:
+    """Stage 2: the denoiser that is told these labels. start: whose weights it begins with; None: none."""
+    where = start.path if isinstance(start, Part) else None if start is None else Path(start)
+    settings = recipes.conditional(shop.settings, labels.path / pseudo.FILE, where, turn)
+    facts = {"labels": labels.content, "start": start.content if isinstance(start, Part) else start}
+    return shop.trained("generator", settings, facts, "a diffusion model that is told the labels")
+
+
+def images(shop: Workshop, model: Part) -> Part:
+    """Stage 3: as many pseudo images of each class, every one with a seed of its own."""
+    s = shop.settings.images
+    wanted = SampleSettings(
+        n=s.per_class * len(shop.subject.classes),
+        seed=s.seed,
+        label="all",
+        sampler=s.sampler,
+        steps=s.steps,
+        grid=s.grid,
+        guidance=s.guidance,
+        micro_batch=s.micro_batch,
+        png=False,
+    )
+    crew = shop.crew
+    precision = numbers(shop.settings.precision, crew.device)
+
+    def work(path: Path) -> None:
+        denoiser: Any = load(str(model.path), device=crew.device)
+        denoiser.autocast = DTYPES[precision]
+        with crew.watch.progress("making pseudo images") as progress:
+            produce(denoiser, path, wanted, model.content, crew.rank, crew.world, progress)
+        crew.wait()
+        if crew.first:  # where no folder is shared, the others' images are missing here; else nothing is to be done
+            produce(denoiser, path, wanted, model.content)
+
+    facts = {"generator": model.content, "images": s.model_dump(mode="json"), "precision": precision}
+    return shop.parts.make("images", facts, lambda path: [path / IMAGES], work)
+
+
+def pseudo_store(shop: Workshop, made: Part) -> Store:
+    """Pseudo images, packed."""
+    channels = shop.subject.store.shape[0]
+    return open_store(
+        DataSettings(source=str(made.path / IMAGES), channels=channels, validation_share=0.0, test_share=0.0)  # type: ignore[arg-type]
+    )
+
+
+def classes_of(shop: Workshop, made: Part) -> np.ndarray:
+    """The classes (n,) that pseudo images were made of, as the experiment numbers them."""
+    store = pseudo_store(shop, made)
+    place = np.array([shop.subject.classes.index(name) for name in store.classes], np.int64)
+    return place[np.asarray(store.all_labels, np.int64)]
+
+
+def image_features(shop: Workshop, known: Known, made: Part) -> Features | None:
+    """Features of pseudo images, in their order."""
+    if known.embedder is None:
+        return None
+    store, facts = pseudo_store(shop, made), {"images": made.content}
+    rows = np.arange(len(store))
+    return shop.read("imagefeatures", facts, known.embedder, store, rows, "reading features of pseudo images")[1]
+
+
+def final_classifier(
+    shop: Workshop, known: Known, labels: Part, made: Part | None, mix: Mix, kind: str = "final", turn: int = 0
+) -> Part:
+    """A classifier of this mix of images. labels: the pseudo labels. made: pseudo images."""
+    settings, subject = shop.settings.final.learner, shop.subject
+    facts: dict[str, Any] = {
+        "pseudo": labels.content if mix.pseudo else "",
+        "images": made.content if made is not None and mix.generated else "",
+    }
+    if isinstance(settings, Network):
+        npz = made.path / IMAGES if made is not None and mix.generated else None
+        file = labels.path / pseudo.FILE if mix.pseudo else None
+        return shop.network(kind, recipes.classifier(shop.settings, settings, file, npz, turn), facts)
+    embedder, features = known.embedder, known.features
+    assert embedder is not None and features is not None
+    facts |= {"features": known.key, "labels": subject.labels_key, "mix": [mix.own, mix.generated, mix.pseudo]}
+    new = image_features(shop, known, made) if made is not None and mix.generated else None
+
+    def work(path: Path) -> None:
+        told = _told(shop, features, new, labels, made, mix)
+        learner = learner_of(settings)
+        learned = tempered(learner, told.features, told.labels, len(subject.classes), 1.0, told.weight)
+        embedder.save(path, learned, subject)
+        logits = np.concatenate([learned.logits(block).float().cpu().numpy() for block in features.blocks()])
+        write_answers(path, *np.split(logits, [len(subject.train)]))
+
+    return shop.small(kind, {**facts, "learner": settings.model_dump(mode="json")}, work)
+
+
+def _told(
+    shop: Workshop, features: Features, new: Features | None, labels: Part, made: Part | None, mix: Mix
+) -> Told:  # fmt: skip
+    """The images of a mix that have a place in it."""
+    subject, parts = shop.subject, []
+    if mix.own:
+        known = np.flatnonzero(subject.labels >= 0)
+        y = torch.from_numpy(subject.labels[known])
+        parts.append(Told(features.take(known), y, torch.full((len(known),), mix.own)))
+    if mix.pseudo:
+        found, sure = said(shop, labels)
+        rows = np.flatnonzero((found >= 0) & (subject.labels < 0))
+        weight = torch.from_numpy(sure[rows]).float() * mix.pseudo
+        parts.append(Told(features.take(rows), torch.from_numpy(found[rows]), weight))
+    if new is not None and made is not None:
+        y = torch.from_numpy(classes_of(shop, made))
+        parts.append(Told(new.all(), y, torch.full((len(y),), mix.generated)))
+    return together(parts)
+
+
+def said(shop: Workshop, labels: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and confidences (train images,) of a label file of this experiment."""
+    store = open_store(recipes.labelled_by(shop.subject.store.settings, labels.path / pseudo.FILE))
+    rows, confidences = shop.subject.train, store.confidences
+    sure = np.ones(len(rows), np.float32) if confidences is None else confidences[rows]
+    return np.asarray(store.labels[rows], np.int64), np.asarray(sure)
+
+
+__all__ = ["IMAGES", "MODEL_FILE", "Known", "Mix"]

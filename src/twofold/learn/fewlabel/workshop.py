@@ -1,0 +1,127 @@
+"""How the parts of an experiment are made: training runs, features, and what takes only moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...data import Store
+from ...files import atomic_bytes, atomic_file
+from ...recognize.classifier import NetworkClassifier
+from ...run import Run, load
+from ...settings.fewlabel import FewLabelSettings
+from ...settings.resolve import differences, to_yaml
+from ...settings.train import TrainSettings
+from ..training import train
+from .crew import Crew
+from .embed import Embedder
+from .features import Features, extract
+from .parts import Part, Parts
+from .subject import Subject
+
+MODEL_FILE = "model.safetensors"  # of a run
+TRAIN_FILE, TEST_FILE = "train.npy", "test.npy"  # logits of a classifier
+
+Files = Callable[[Path], list[Path]]
+
+
+class Workshop:
+    """settings: complete. subject: the data. parts: where artefacts are. crew: who makes them."""
+
+    def __init__(self, settings: FewLabelSettings, subject: Subject, crew: Crew, parts: Parts) -> None:
+        self.settings, self.subject, self.crew, self.parts = settings, subject, crew, parts
+
+    def trained(self, kind: str, settings: TrainSettings, facts: dict[str, Any], title: str) -> Part:
+        """A training run, made by all processes. What its weights depend on is its settings, its images, and facts."""
+        chosen = settings.model_dump(mode="json", exclude={"data", "init_from"})
+        inputs = {"settings": chosen, "flip": settings.data.flip, "images": self.subject.images_key, **facts}
+
+        def work(path: Path) -> None:
+            self.crew.by_first(lambda: _moved(Run(path), settings))
+            with self.crew.watch.training(title, settings.train.n_images) as show:
+                train(settings, path, str(self.crew.device), show)
+
+        return self.parts.make(kind, inputs, lambda path: [path / MODEL_FILE], work)
+
+    def small(
+        self,
+        kind: str,
+        facts: dict[str, Any],
+        work: Callable[[Path], None],
+        title: str = "",
+        files: Files | None = None,
+    ) -> Part:
+        """Made by the first process while the others wait. files: by default the answers of a classifier."""
+
+        def by_first(path: Path) -> None:
+            if title:
+                self.crew.watch.say(title)
+            self.crew.by_first(lambda: work(path))
+
+        return self.parts.make(kind, facts, files or (lambda path: [path / TRAIN_FILE, path / TEST_FILE]), by_first)
+
+    def read(
+        self, kind: str, facts: dict[str, Any], embedder: Embedder, store: Store, rows: np.ndarray, title: str
+    ) -> tuple[Part, Features]:
+        """Features of these rows of a store, read by all processes, every image once."""
+
+        def work(path: Path) -> None:
+            with self.crew.watch.progress(title) as progress:
+                extract(path, store.batch, rows, embedder.embed, progress, self.crew.rank, self.crew.world)
+            self.crew.wait()
+            if self.crew.first:  # where no folder is shared, the chunks of the others are missing here
+                extract(path, store.batch, rows, embedder.embed, lambda done, total: None)
+
+        facts = {"embedder": embedder.facts, **facts}
+        part = self.parts.make(kind, facts, lambda path: Features(path, len(rows)).files(), work)
+        return part, Features(part.path, len(rows))
+
+    def network(self, kind: str, settings: TrainSettings, facts: dict[str, Any]) -> Part:
+        """A classifier network that is trained on images, and what it says of all images of the experiment."""
+        run = self.trained(
+            f"{kind}-run", settings, {"labels": self.subject.labels_key, **facts}, "a classifier network"
+        )
+
+        def work(path: Path) -> None:
+            model: Any = load(str(run.path), device=self.crew.device)
+            write_answers(path, *(self._asked(model, rows) for rows in (self.subject.train, self.subject.test)))
+
+        return self.small(kind, {"run": run.content, "images": self.subject.images_key}, work)
+
+    def _asked(self, model: NetworkClassifier, rows: np.ndarray) -> np.ndarray:
+        """(n, K) logits of a network about images as they are, in the order of the experiment's classes."""
+        found, batch = [np.zeros((0, len(self.subject.classes)), np.float32)], self.settings.micro_batch
+        order = [list(model.class_names).index(name) for name in self.subject.classes]
+        for start in range(0, len(rows), batch):
+            images = self.subject.store.batch(rows[start : start + batch]).to(self.crew.device)
+            with torch.no_grad():
+                logits = model.logits(model.codec.encode(images), 0.0)  # type: ignore[union-attr]
+            found.append(logits.float().cpu().numpy()[:, order])
+        return np.concatenate(found)
+
+
+def _moved(run: Run, settings: TrainSettings) -> None:
+    """Tells a begun run where its inputs are now: their content, which is in its name, is what it was."""
+    if not run.settings_file.is_file():
+        return
+    begun = run.settings()
+    names = ("source", "labels", "unlabelled", "generated")
+    data = begun.data.model_copy(update={name: getattr(settings.data, name) for name in names})
+    now = begun.model_copy(update={"init_from": settings.init_from, "data": data})
+    if differences(begun, now):
+        atomic_bytes(run.settings_file, to_yaml(now))
+
+
+def write_answers(path: Path, train_logits: np.ndarray, test_logits: np.ndarray) -> None:
+    """What a classifier says of the training and the test images: (N, K) and (M, K), calibrated logits."""
+    for name, logits in ((TRAIN_FILE, train_logits), (TEST_FILE, test_logits)):
+        atomic_file(path / name, lambda temporary, logits=logits: _save(temporary, logits))  # type: ignore[misc]
+
+
+def _save(path: Path, logits: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, logits.astype(np.float32))

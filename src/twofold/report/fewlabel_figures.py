@@ -1,0 +1,151 @@
+"""Pictures of a few-label experiment: accuracy per stage, pseudo labels against the truth, confidence, images."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..measure.answers import share_interval
+from .figures import BLUE, INK, ORANGE, drawn, png_of
+from .grids import _draw, as_tiles, image_grid
+
+STAGES = {  # in the order of the page; others come behind, under their own names
+    "stage 1": ("Stage 1", "a classifier of the labelled images"),
+    "self-training": ("Self-training", "the same, retrained on its pseudo labels"),
+    "generated alone": ("Generated alone", "a classifier of generated images, no real one"),
+    "stage 3": ("Stage 3", "a classifier of labelled and generated images"),
+}
+NUMBERED = 15  # classes up to which a confusion matrix has numbers in it
+MOST_ROWS, MOST_COLUMNS = 20, 10  # of a grid of images: classes, and images of each
+MOST_NAMES = 40  # classes whose names stand beside a matrix
+
+
+def stages_figure(accuracy: Mapping[str, Mapping[str, Any]]) -> bytes | None:
+    """A bar for each stage with its 95 % interval; None where no accuracy is known."""
+    rows = [(name, row) for name, row in in_order(accuracy) if row.get("value") is not None]
+    if not rows:
+        return None
+    place = np.arange(len(rows))
+    values = np.array([100 * row["value"] for _, row in rows])
+    ends = np.array([[100 * end for end in row.get("interval") or (row["value"],) * 2] for _, row in rows])
+    with drawn() as figure_of:
+        figure = figure_of(4.4, 0.9 + 0.45 * len(rows))
+        axis = figure.subplots()
+        colours = [ORANGE if name == "stage 3" else BLUE for name, _ in rows]
+        axis.barh(place, values, 0.6, color=colours, alpha=0.85)
+        lengths = np.abs(ends.T - values)
+        axis.errorbar(values, place, xerr=lengths, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
+        for at, value, end in zip(place, values, ends[:, 1], strict=True):
+            axis.annotate(f"{value:.1f}", (end, at), (4, 0), textcoords="offset points", va="center", color=INK)
+        axis.set_yticks(place, [title_of(name)[0] for name, _ in rows])
+        axis.invert_yaxis()
+        low = max(0.0, 10 * np.floor((ends.min() - 10) / 10))
+        axis.set_xlim(low, max(float(ends.max()) + 0.12 * (100 - low), low + 10))
+        axis.set_xlabel("accuracy on test images (%)" + (f", from {low:g} on" if low else ""))
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+        return png_of(figure)
+
+
+def in_order(accuracy: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The stages as the page has them."""
+    known = [(name, accuracy[name]) for name in STAGES if name in accuracy]
+    return known + [(name, row) for name, row in accuracy.items() if name not in STAGES]
+
+
+def title_of(stage: str) -> tuple[str, str]:
+    """What a stage is called, and what it is."""
+    return STAGES.get(stage, (stage[:1].upper() + stage[1:], ""))
+
+
+def confusion_figure(counts: Any, classes: Sequence[str]) -> bytes:
+    """Pseudo labels (columns) of the images of each class (rows), as shares of the row. counts: (K, K)."""
+    table = np.asarray(counts, np.float64)
+    shares = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
+    k = len(table)
+    with drawn() as figure_of:
+        side = 4.4 if k <= MOST_NAMES else 3.6
+        figure = figure_of(side, side)
+        axis = figure.subplots()
+        shown = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
+        if k <= MOST_NAMES:
+            names = [textwrap.shorten(name, 14, placeholder="…") or name[:13] + "…" for name in classes]
+            size = min(10, 150 / k + 3)
+            upright = max(len(name) for name in names) <= 2
+            axis.set_xticks(range(k), names, rotation=0 if upright else 90, fontsize=size)
+            axis.set_yticks(range(k), names, fontsize=size)
+        axis.set_xlabel("pseudo label")
+        axis.set_ylabel("true class")
+        axis.grid(visible=False)
+        axis.tick_params(length=0)
+        for edge in axis.spines.values():
+            edge.set_visible(False)
+        for (row, column), value in np.ndenumerate(shares) if k <= NUMBERED else ():
+            if table[row, column]:
+                ink = "#101010" if value > 50 else "#f4f4f4"
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        bar = figure.colorbar(shown, ax=axis, pad=0.02, shrink=0.8)
+        bar.set_label("share of the class (%)")
+        bar.outline.set_visible(False)
+        return png_of(figure)
+
+
+def confidence_figure(found: Mapping[str, Any]) -> bytes | None:
+    """How sure the pseudo labels are and, where that is known, how often those of a confidence are right.
+
+    found: edges (B + 1,) in 0..1, count (B,); where some are known, right (B,) of known (B,), else None; mean (B,)
+    confidences, default: the middles of the bins. None where nothing was counted.
+    """
+    edges, count = np.asarray(found["edges"], float), np.asarray(found["count"], float)
+    if not count.sum():
+        return None
+    right = None if found.get("right") is None else np.asarray(found["right"], float)
+    known = count if found.get("known") is None else np.asarray(found["known"], float)
+    middles = (edges[:-1] + edges[1:]) / 2
+    mean = [middle if m is None else m for m, middle in zip(found.get("mean") or middles, middles, strict=True)]
+    with drawn() as figure_of:
+        figure = figure_of(4.4, 4.2 if right is not None else 2.2)
+        panels = 1 if right is None else 2
+        axes = figure.subplots(panels, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.4, 1.0][-panels:]})
+        below = axes[-1, 0]
+        if right is not None:
+            _reliability(axes[0, 0], np.array(mean, float), known, right)
+        below.bar(
+            100 * edges[:-1], 100 * count / count.sum(), 100 * np.diff(edges), align="edge",
+            color=BLUE, alpha=0.55, edgecolor=BLUE, linewidth=0.6,
+        )  # fmt: skip
+        below.set_ylabel("images (%)")
+        below.set_xlabel("confidence (%)")
+        below.set_xlim(-2, 102)
+        figure.align_ylabels()
+        return png_of(figure)
+
+
+def _reliability(axis: Any, confidence: np.ndarray, known: np.ndarray, right: np.ndarray) -> None:
+    there = known > 0
+    share = 100 * right[there] / known[there]
+    both = zip(right[there], known[there], strict=True)
+    ends = 100 * np.array([share_interval(r / n, int(n)) for r, n in both])
+    axis.plot([0, 100], [0, 100], "--", color=INK, linewidth=1, label="as right as sure")
+    lengths = np.abs(ends.reshape(-1, 2).T - share)
+    style = {"fmt": "o", "color": BLUE, "markersize": 4, "elinewidth": 1, "capsize": 2}
+    axis.errorbar(100 * confidence[there], share, lengths, label="right (95 %)", **style)
+    axis.set_ylabel("right pseudo labels (%)")
+    axis.set_ylim(-3, 103)
+    axis.legend(loc="upper left")
+
+
+def class_grid(images: Any, classes: Sequence[str]) -> bytes:
+    """A row of images for each class, its name at the left. images: uint8 (K, n, C, H, W)."""
+    rows = [as_tiles(part[:MOST_COLUMNS]) for part in np.asarray(images)[:MOST_ROWS]]
+    names = [textwrap.shorten(name, 18, placeholder="…") for name in classes[: len(rows)]]
+    return _draw(rows, left=names)
+
+
+def titled_grid(images: Any, titles: Sequence[str] | None) -> bytes:
+    """Images beside each other with a title below each. images: uint8 (n, C, H, W)."""
+    most = 3 * MOST_COLUMNS
+    return image_grid(np.asarray(images)[:most], 8, None if titles is None else list(titles)[:most])
