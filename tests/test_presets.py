@@ -47,7 +47,9 @@ WITHOUT_DATA = ("finetune", "lora", "noisy-mlp")  # they take that of the run
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
     """A preset's settings; those without data of their own are given digits."""
-    own = [("test", {"data": "digits"})] if name.startswith(("images-", "autoencoder-kl")) or name in WITHOUT_DATA else []
+    own = (
+        [("test", {"data": "digits"})] if name.startswith(("images-", "autoencoder-kl")) or name in WITHOUT_DATA else []
+    )
     preset = open_preset(name)
     if any(values.get("codec") for _, values in preset.layers):
         own.append(("test", {"codec": {"source": "runs/autoencoder"}}))
@@ -77,7 +79,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
     elif network.kind == "uvit":
         narrow = {"width": 16, "depth": 2, "heads": 2}
     elif network.kind == "autoencoder":
-        narrow = {"norm_groups": 8}
+        narrow["norm_groups"] = 4
     elif network.kind == "trunk":
         narrow = {}
     elif network.kind != "convnet" and network.head_channels:

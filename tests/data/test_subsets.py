@@ -201,6 +201,18 @@ def test_what_is_written_is_read_again(wnids: DataSettings, here: Path, seed: in
         write_labels(here / "new.csv", store, rows, labels[1:])
 
 
+def test_spreadsheets_lines_are_read(wnids: DataSettings, put: Put) -> None:
+    """Empty ones, cells that are missing or empty at the end, any line ending, quotes."""
+    text = f'id , class,confidence\n{ONE},n02\n\n,,\n,,\n"train/n01/n01_2.JPEG", n01 , 0.5,,\n'
+    for ending in ("\n", "\r\n", "\r"):
+        put("few.csv", text.replace("\n", ending).encode())
+        store = store_with(wnids, labels="few.csv")
+        assert labelled(store) == [ONE, "train/n01/n01_2.JPEG"] and store.confidences is not None
+        assert store.confidences[store.indices("train")].sum() == 1.5
+        put("dpt.txt", f"n01_1.JPEG{ending}{ending}n02_2.JPEG{ending}".encode())
+        assert labelled(store_with(wnids, labels="dpt.txt")) == [ONE, "train/n02/n02_2.JPEG"]
+
+
 def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this image's name is not UTF-8; rename its file"):
         write_labels(tmp_path / "new.csv", Odd(2), np.arange(2), np.zeros(2, np.int64))

@@ -190,7 +190,8 @@ def test_calibration_needs_no_hidden_label(digits: tuple[Tensor, Tensor], k: int
 def test_calibration_without_unlabelled_images() -> None:
     x, y = clouds()
     rows = torch.tensor([0, 1, 2])
-    learned = calibrated(Prototypes(space="raw"), x[rows], y[rows], 3)
-    assert 0 < learned.temperature < 100
+    with pytest.warns(UserWarning, match="answers are not calibrated"):
+        assert calibrated(Prototypes(space="raw"), x[rows], y[rows], 3).temperature == 1
+    assert calibrated(Prototypes(space="raw"), x[:6], y[:6], 3).temperature != 1
     fit = Logistic().on(x, 3)
     assert temperature_of(fit, fit(few(y), None), few(y), 3) == temperature_of(fit, fit(few(y), None), few(y), 3)

@@ -53,7 +53,7 @@ class LatentCodec(nn.Module):
     ) -> None:
         super().__init__()
         module: Any = vae  # its stubs know neither its configuration nor that it is a module
-        self.vae = module.requires_grad_(False)
+        self.vae: Any = module.requires_grad_(False)
         config = module.config
         self.stride = 2 ** (len(config.block_out_channels) - 1)
         self.channels = channels or int(config.out_channels)
@@ -162,7 +162,7 @@ def codec_for(folder: Path, shape: tuple[int, int, int]) -> LatentCodec:
 
     Raises `UserError` for another class, for other channels, and for latents that are not scaled by one factor.
     """
-    vae = read_autoencoder(folder)
+    vae: Any = read_autoencoder(folder)
     c = vae.config
     if c.latent_channels != shape[0] or (c.in_channels, c.out_channels) != (3, 3):
         what = f"{c.in_channels} -> {c.latent_channels} -> {c.out_channels} channels"
@@ -180,8 +180,8 @@ def read_autoencoder(folder: Path) -> AutoencoderKL:
         raise UserError(f"{folder}: {class_name(folder)}", "another class than makes latents", "valid: AutoencoderKL")
     from diffusers import AutoencoderKL
 
-    vae: AutoencoderKL = read_model(folder, AutoencoderKL)
-    c: Any = vae.config
+    vae: Any = read_model(folder, AutoencoderKL)
+    c = vae.config
     for key in ("latents_mean", "latents_std"):
         if c.get(key) is not None:
             raise UserError(f"{folder}: {key}", "latents scaled by channel are not supported", "use scaling_factor")

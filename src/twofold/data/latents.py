@@ -105,7 +105,7 @@ def shelf(encoder: Encoder, store: Store, rows: np.ndarray, shape: tuple[int, in
     rows = np.unique(np.asarray(rows, np.int64))
     moments = (2 * shape[0], *shape[1:])
     per_row = moments_bytes(moments) * (2 if mirror else 1)
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "codec": encoder.moments_key,
         "data": store.content_hash,

@@ -17,9 +17,9 @@ strong   three of these operations, drawn with replacement, each of uniform magn
 | solarize          | 0..256        | levels from there on are inverted                                                |
 | translate x and y | -0.3..0.3     | of the image's width or height                                                   |
 
-Cubuk et al. 2020 (RandAugment) with the table of Sohn et al. 2020 (FixMatch), in FreeMatch's order:
-strong first, then weak. Levels are whole numbers after each operation and pixels are moved, not interpolated, as by
-Pillow, to which the operations are equal but for single levels and pixels.
+Cubuk et al. 2020 (RandAugment) with the table of Sohn et al. 2020 (FixMatch), in FreeMatch's order: strong
+first, then weak. Levels are whole numbers after each operation and pixels are moved, not interpolated, as by Pillow, to
+which the operations are equal but for single levels and pixels.
 """
 
 from __future__ import annotations

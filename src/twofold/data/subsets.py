@@ -254,7 +254,7 @@ def _only(labels: np.ndarray, train: np.ndarray, rows: np.ndarray, values: np.nd
 def read_text(path: Path) -> str:
     """The text of a label file."""
     with _opened(path) as file:
-        return file.read()
+        return file.read().replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextlib.contextmanager
@@ -292,9 +292,9 @@ def _csv_lines(path: Path, file: TextIO) -> Iterator[Line]:
             raise UserError(str(path), what, "give it the columns id, and class or label")
         sure, numbers = names.index("confidence") if "confidence" in names else None, names[column] == "label"
         for cells in rows:
+            if not any(map(str.strip, cells)):
+                continue
             if len(cells) != len(names):
-                if not any(map(str.strip, cells)):
-                    continue
                 if any(map(str.strip, cells[len(names) :])):
                     what = f"has {len(cells)} cells, but the header names {len(names)} columns"
                     where = f"{path} line {rows.line_num}"

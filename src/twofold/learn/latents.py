@@ -1,6 +1,6 @@
 """Latents in training: what images become is made before the first step and kept; the scale that makes them unit size.
 
-    scale = 1 / std of z over training images,   var z = var(mean) + mean(exp(logvar))        (Rombach et al. 2022, G)
+scale = 1 / std of z over training images,   var z = var(mean) + mean(exp(logvar))        (Rombach et al. 2022, G)
 """
 
 from __future__ import annotations

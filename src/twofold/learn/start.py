@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError, some
+from ..networks.autoencoder import AutoencoderModel
 from ..networks.trunk import Trunk
 from ..networks.uvit import UViT
 from ..recognize.classifier import NetworkClassifier
@@ -51,13 +52,13 @@ class Started:
         return "; ".join(parts)
 
 
-def start_from(model: Model, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
+def start_from(model: Model | AutoencoderModel, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
     """Gives a freshly built model the averaged weights of `init_from`. Returns what to tell the user, and all of it.
 
     Raises `UserError` where nothing fits, and for a trunk that misses a weight.
     """
     source = settings.init_from
-    if source is None:
+    if source is None or isinstance(model, AutoencoderModel):
         return [], None
     if isinstance(model.network, Trunk):
         return _start_trunk(model.network, source)

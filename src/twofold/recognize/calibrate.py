@@ -19,6 +19,7 @@ one). From five labels on, hiding alone is fair enough.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
@@ -37,8 +38,8 @@ def calibrated(
 ) -> Learned:
     """What a learner makes of features (N, D) and labels (N,), -1 = unlabelled, with its temperature.
 
-    It learns up to `FOLDS` (or `DRAWS`) more times. The learner's work without labels is done once. seed: of what is
-    hidden and drawn. Raises `UserError` as the learner does.
+    It learns up to `FOLDS` + `DRAWS` more times, and needs unlabelled images where classes have few labels. The
+    learner's work without labels is done once. seed: of what is hidden and drawn. Errors are the learner's.
     """
     fit = learner.on(as_float(x), classes)
     learned = fit(y, weight)
@@ -56,9 +57,11 @@ def temperature_of(
     found = []
     if fewest > 1:
         found.append(smoothed_temperature(*_hidden(fit, y, rows, truth, weight, generator)))
-    if fewest < ENOUGH:
-        found.append(smoothed_temperature(*_reversed(fit, learned, y, rows, truth, generator)))
-    return math.prod(found) ** (1 / len(found))
+    if fewest < ENOUGH and (answered := _reversed(fit, learned, y, rows, truth, generator)) is not None:
+        found.append(smoothed_temperature(*answered))
+    if not found:
+        warnings.warn("one label a class and too few other images: answers are not calibrated", stacklevel=3)
+    return math.prod(found) ** (1 / max(1, len(found)))
 
 
 def smoothed_temperature(scores: Tensor, truth: Tensor) -> float:
@@ -95,12 +98,14 @@ def _hidden(
 
 def _reversed(
     fit: Fitting, learned: Learned, y: Tensor, rows: Tensor, truth: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Labels of drawn answers, one for each label there is; the labelled images are asked."""
+) -> tuple[Tensor, Tensor] | None:
+    """Labels of drawn answers, one for each label there is; the labelled images are asked. None where a class is the
+    answer of no other image."""
     free = (y < 0).nonzero()[:, 0]
-    answers = learned.balanced()[free].argmax(1) if len(free) else free
-    if set(truth.tolist()) - set(answers.tolist()):  # too few other images to draw from
-        return learned.scores[rows], truth
+    present = torch.bincount(truth, minlength=learned.scores.shape[1]) > 0
+    answers = learned.balanced(present)[free].argmax(1)
+    if set(truth.tolist()) - set(answers.tolist()):
+        return None
     found: list[Tensor] = []
     for _ in range(DRAWS):
         seen = torch.full_like(y, -1)

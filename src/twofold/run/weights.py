@@ -29,9 +29,7 @@ FORMAT = "1"
 Trained = NetworkDenoiser | NetworkClassifier | AutoencoderModel
 
 
-def build(
-    settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], codec: Any = None
-) -> Trained:
+def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], codec: Any = None) -> Trained:
     """The model these settings describe, freshly initialised, for x0 of this shape and these class names.
 
     codec: of a latent model (`LatentCodec`, or `NoCodec` where it is not there); None: of pixels.

@@ -125,9 +125,7 @@ class UViTSettings(Settings):
     final_conv: bool = Field(True, description="a 3x3 convolution over the output (the published H: none)")
     classes: int | None = Field(None, ge=0, description="label classes; 0 = unconditional; null = those of the data")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the layer norms")
-    init_std: float = Field(
-        0.02, gt=0, description="standard deviation that linear layers begin with; narrow ones want 1 / sqrt(width)"
-    )
+    init_std: float = Field(0.02, gt=0, description="standard deviation that linear layers begin with")
     checkpoint: bool = Field(
         False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
     )

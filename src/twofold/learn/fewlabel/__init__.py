@@ -21,7 +21,7 @@ from ...settings.fewlabel import FewLabelSettings
 from ...settings.resolve import differences, load_yaml, to_yaml
 from ...settings.text import plain, read_text
 from ..training import make_accelerator, versions
-from . import outcome, stages
+from . import outcome, recipes, stages
 from .crew import Crew, Watch
 from .parts import Parts
 from .stages import Known, Mix
@@ -51,6 +51,7 @@ def run(
     start = time.monotonic()
     accelerator = make_accelerator(device)
     crew = Crew(accelerator, watch)
+    recipes.check(settings)
     settings = complete(settings)
     subject = Subject(open_store(settings.data, packing if crew.first else None))
     experiment = FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
@@ -118,7 +119,7 @@ class FewLabel:
         self.accuracy["stage 1"] = outcome.accuracy(shop, classifier)
         start = known.start if s.generator.warm_start else None
         for turn in range(s.rounds):
-            self.labels = stages.pseudo_labels(shop, classifier)
+            self.labels = stages.pseudo_labels(shop, classifier, turn)
             if s.stage == 1:
                 return
             self.model = stages.generator(shop, self.labels, start, turn)
@@ -131,7 +132,7 @@ class FewLabel:
     def _third(self, known: Known, turn: int) -> Any:
         """Stage 3 of one round, and beside it what its parts do alone."""
         final, shop = self.settings.final, self.shop
-        self.made = stages.images(shop, self.model)
+        self.made = stages.images(shop, self.model, turn)
         mixes = {"stage 3": Mix(1.0, final.generated, final.pseudo)}
         if final.compare:
             mixes |= {"self-training": Mix(1.0, 0.0, 1.0), "generated alone": Mix(0.0, 1.0, 0.0)}
@@ -168,7 +169,8 @@ class FewLabel:
             "parts": [part.row(self.out) for part in self.shop.parts.used],
             "rounds": self.rounds,
             "generator": str(self.model.path) if self.model else None,
-            "classifier": str(self.final.path) if self.final else None,
+            "classifier": str(self.shop.model_of(self.final)) if self.final else None,
+            "answers": str(self.final.path) if self.final else None,
             "seconds": round(seconds, 1),
             "versions": versions(),
         }

@@ -23,7 +23,7 @@ from ...files import sha256
 from ...generate.chunks import write_npz
 from ...generate.sample import sample
 from ...measure.encoders import image_logits
-from ...run import load, load_probe
+from ...run import load
 from ...settings.fewlabel import FewLabelSettings
 from ...settings.fewlabel_layers import DEFAULT, layers_of
 from ...settings.resolve import resolve
@@ -104,7 +104,7 @@ class FewLabelClassifier(ClassifierMixin, BaseEstimator):
             _write(source, pixels.images, labels, _names(self.classes_))
             self.settings_ = self._resolved(str(source), seed)
             self.result_, _ = run(self.settings_, folder / OUT, self.device)
-            self._load(folder / OUT)
+            self._load()
         self.pixels_ = pixels.without_images()
         return self
 
@@ -181,20 +181,17 @@ class FewLabelClassifier(ClassifierMixin, BaseEstimator):
             finally:
                 _forget(Path(name).resolve())
 
-    def _load(self, out: Path) -> None:
+    def _load(self) -> None:
         """The two models, and what was said of the images of `fit`."""
-        found = {part["name"]: out / part["folder"] for part in self.result_["parts"]}  # the last round's
-        network, format = found.get("final-run"), DTYPES[numbers(self.settings_.precision, torch.device(self.device))]
-        self.classifier_: Any = (
-            load(network, device=self.device) if network else load_probe(found["final"], self.device)
-        )
-        self.generator_: Any = load(found["generator"], device=self.device)
+        format = DTYPES[numbers(self.settings_.precision, torch.device(self.device))]
+        self.classifier_: Any = load(self.result_["classifier"], device=self.device)
+        self.generator_: Any = load(self.result_["generator"], device=self.device)
         for model in (self.generator_, getattr(self.classifier_, "denoiser", None)):
             if model is not None:
                 model.autocast = format
         names = _names(self.classes_)
         self._order = [_said(self.classifier_).index(name) for name in names]
-        logits = torch.from_numpy(np.load(found["final"] / TRAIN_FILE)).softmax(1)
+        logits = torch.from_numpy(np.load(Path(self.result_["answers"]) / TRAIN_FILE)).softmax(1)
         self.confidence_ = logits.max(1).values.numpy()
         self.transduction_ = self.classes_[logits.argmax(1).numpy()]
 

@@ -12,7 +12,7 @@ from ...settings.data import DataSettings
 from ...settings.fewlabel import FewLabelSettings, Network, OwnFeatures
 from ...settings.presets import open_preset
 from ...settings.resolve import resolve
-from ...settings.train import Joint, TrainSettings
+from ...settings.train import TrainSettings
 
 ROUND = 1000  # added to the seed in each round
 
@@ -42,13 +42,20 @@ def conditional(settings: FewLabelSettings, labels: Path, start: Path | None, tu
 
 
 def classifier(
-    settings: FewLabelSettings, learner: Network, labels: Path | None, generated: Path | None, turn: int
+    settings: FewLabelSettings,
+    learner: Network,
+    labels: Path | None,
+    generated: Path | None,
+    turn: int,
+    alone: bool = False,
 ) -> TrainSettings:
     """A classifier network on the images themselves. labels: a file of them; None: those of the experiment's data.
-    generated: pseudo images that join the labelled ones.
+    generated: pseudo images that join the labelled ones; alone: they are all that it sees.
     """
     data = settings.data if labels is None else labelled_by(settings.data, labels)
-    if generated is not None:
+    if alone:
+        data = DataSettings(source=str(generated), channels=data.channels, validation_share=0.0, test_share=0.0)
+    elif generated is not None:
         data = data.model_copy(update={"generated": str(generated)})
     opened = open_preset(learner.preset)
     layers: list[tuple[str, Any]] = [
@@ -66,6 +73,17 @@ def classifier(
     return found.model_copy(update={"train": found.train.model_copy(update=update), "validation": validation})
 
 
+def check(settings: FewLabelSettings) -> None:
+    """Builds what can be built of all runs before the first one begins. Raises `UserError` for what cannot be."""
+    nowhere = Path("pseudo.csv")
+    if isinstance(settings.features, OwnFeatures) and settings.features.model is None:
+        unconditional(settings)
+    conditional(settings, nowhere, None, 0)
+    for learner in (settings.learner, settings.final.learner):
+        if isinstance(learner, Network):
+            classifier(settings, learner, None, None, 0)
+
+
 def _denoiser(
     settings: FewLabelSettings,
     data: DataSettings,
@@ -75,8 +93,6 @@ def _denoiser(
     seed: int,
 ) -> TrainSettings:
     recipe = settings.diffusion
-    if isinstance(recipe.objective, Joint):
-        raise UserError("diffusion.objective.kind=joint", "few labels are learned in stages", "use kind=denoising")
     update: dict[str, Any] = {"seed": seed}
     update |= {"n_images": n_images} if n_images is not None else {}
     update |= {"lr": lr} if lr is not None else {}

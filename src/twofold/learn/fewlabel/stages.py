@@ -101,8 +101,8 @@ def first_classifier(shop: Workshop, known: Known, settings: LearnerSettings, ki
     return shop.small(kind, {**facts, "temperature": temperature}, work, "learning from the labels")
 
 
-def pseudo_labels(shop: Workshop, classifier: Part) -> Part:
-    """The label file that follows from a classifier's answers."""
+def pseudo_labels(shop: Workshop, classifier: Part, turn: int = 0) -> Part:
+    """The label file that follows from a classifier's answers, in round `turn` from 0."""
     settings, subject = shop.settings.pseudo, shop.subject
     chosen = settings.model_dump(mode="json", exclude={"temperature"})
     facts = {"classifier": classifier.content, "labels": subject.labels_key, "pseudo": chosen}
@@ -111,7 +111,7 @@ def pseudo_labels(shop: Workshop, classifier: Part) -> Part:
         found = pseudo.pseudo_labels(np.load(classifier.path / TRAIN_FILE), subject.labels, settings)
         pseudo.write(path / pseudo.FILE, subject, found)
 
-    return shop.small("pseudo", facts, work, files=lambda path: [path / pseudo.FILE])
+    return shop.small(in_round("pseudo", turn), facts, work, files=lambda path: [path / pseudo.FILE])
 
 
 def generator(shop: Workshop, labels: Part, start: Part | str | None, turn: int) -> Part:
@@ -119,10 +119,15 @@ def generator(shop: Workshop, labels: Part, start: Part | str | None, turn: int)
     where = start.path if isinstance(start, Part) else None if start is None else Path(start)
     settings = recipes.conditional(shop.settings, labels.path / pseudo.FILE, where, turn)
     facts = {"labels": labels.content, "start": start.content if isinstance(start, Part) else start}
-    return shop.trained("generator", settings, facts, "a diffusion model that is told the labels")
+    return shop.trained(in_round("generator", turn), settings, facts, "a diffusion model that is told the labels")
 
 
-def images(shop: Workshop, model: Part) -> Part:
+def in_round(kind: str, turn: int) -> str:
+    """What a part of a later round is called: another one than that of the first, and no new form of it."""
+    return kind if not turn else f"{kind}-round{turn + 1}"
+
+
+def images(shop: Workshop, model: Part, turn: int = 0) -> Part:
     """Stage 3: as many pseudo images of each class, every one with a seed of its own."""
     s = shop.settings.images
     wanted = SampleSettings(
@@ -132,6 +137,7 @@ def images(shop: Workshop, model: Part) -> Part:
         sampler=s.sampler,
         steps=s.steps,
         grid=s.grid,
+        to_zero=s.to_zero,
         guidance=s.guidance,
         micro_batch=s.micro_batch,
         png=False,
@@ -149,7 +155,7 @@ def images(shop: Workshop, model: Part) -> Part:
             produce(denoiser, path, wanted, model.content)
 
     facts = {"generator": model.content, "images": s.model_dump(mode="json"), "precision": precision}
-    return shop.parts.make("images", facts, lambda path: [path / IMAGES], work)
+    return shop.parts.make(in_round("images", turn), facts, lambda path: [path / IMAGES], work)
 
 
 def pseudo_store(shop: Workshop, made: Part) -> Store:
@@ -167,19 +173,21 @@ def classes_of(shop: Workshop, made: Part) -> np.ndarray:
     return place[np.asarray(store.all_labels, np.int64)]
 
 
-def image_features(shop: Workshop, known: Known, made: Part) -> Features | None:
+def image_features(shop: Workshop, known: Known, made: Part, turn: int = 0) -> Features | None:
     """Features of pseudo images, in their order."""
     if known.embedder is None:
         return None
     store, facts = pseudo_store(shop, made), {"images": made.content}
     rows = np.arange(len(store))
-    return shop.read("imagefeatures", facts, known.embedder, store, rows, "reading features of pseudo images")[1]
+    kind = in_round("imagefeatures", turn)
+    return shop.read(kind, facts, known.embedder, store, rows, "reading features of pseudo images")[1]
 
 
 def final_classifier(
     shop: Workshop, known: Known, labels: Part, made: Part | None, mix: Mix, kind: str = "final", turn: int = 0
 ) -> Part:
     """A classifier of this mix of images. labels: the pseudo labels. made: pseudo images."""
+    kind = in_round(kind, turn)
     settings, subject = shop.settings.final.learner, shop.subject
     facts: dict[str, Any] = {
         "pseudo": labels.content if mix.pseudo else "",
@@ -188,11 +196,12 @@ def final_classifier(
     if isinstance(settings, Network):
         npz = made.path / IMAGES if made is not None and mix.generated else None
         file = labels.path / pseudo.FILE if mix.pseudo else None
-        return shop.network(kind, recipes.classifier(shop.settings, settings, file, npz, turn), facts)
+        run = recipes.classifier(shop.settings, settings, file, npz, turn, alone=not mix.own)
+        return shop.network(kind, run, {**facts, "own": mix.own})
     embedder, features = known.embedder, known.features
     assert embedder is not None and features is not None
     facts |= {"features": known.key, "labels": subject.labels_key, "mix": [mix.own, mix.generated, mix.pseudo]}
-    new = image_features(shop, known, made) if made is not None and mix.generated else None
+    new = image_features(shop, known, made, turn) if made is not None and mix.generated else None
 
     def work(path: Path) -> None:
         told = _told(shop, features, new, labels, made, mix)
@@ -218,7 +227,8 @@ def _told(
         found, sure = said(shop, labels)
         rows = np.flatnonzero((found >= 0) & (subject.labels < 0))
         weight = torch.from_numpy(sure[rows]).float() * mix.pseudo
-        parts.append(Told(features.take(rows), torch.from_numpy(found[rows]), weight))
+        if len(rows):
+            parts.append(Told(features.take(rows), torch.from_numpy(found[rows]), weight))
     if new is not None and made is not None:
         y = torch.from_numpy(classes_of(shop, made))
         parts.append(Told(new.all(), y, torch.full((len(y),), mix.generated)))

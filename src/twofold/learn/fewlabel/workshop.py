@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from ...data import Store
 from ...files import atomic_bytes, atomic_file
 from ...recognize.classifier import NetworkClassifier
-from ...run import Run, load
+from ...run import Run, load, open_codec
 from ...settings.fewlabel import FewLabelSettings
 from ...settings.resolve import differences, to_yaml
 from ...settings.train import TrainSettings
@@ -34,11 +35,23 @@ class Workshop:
 
     def __init__(self, settings: FewLabelSettings, subject: Subject, crew: Crew, parts: Parts) -> None:
         self.settings, self.subject, self.crew, self.parts = settings, subject, crew, parts
+        self._runs: dict[Path, Path] = {}  # of answers: the network that gave them
+
+    def model_of(self, answers: Part) -> Path:
+        """The folder of the classifier that gave these answers, as `twofold predict` takes it."""
+        return self._runs.get(answers.path, answers.path)
 
     def trained(self, kind: str, settings: TrainSettings, facts: dict[str, Any], title: str) -> Part:
         """A training run, made by all processes. What its weights depend on is its settings, its images, and facts."""
-        chosen = settings.model_dump(mode="json", exclude={"data", "init_from"})
-        inputs = {"settings": chosen, "flip": settings.data.flip, "images": self.subject.images_key, **facts}
+        places: Any = {"data": True, "init_from": True, "codec": {"source"}}
+        inputs = {
+            "settings": settings.model_dump(mode="json", exclude=places),
+            "flip": settings.data.flip,
+            "images": self.subject.images_key,
+            **facts,
+        }
+        if settings.codec is not None:
+            inputs["codec"] = self.codec_key
 
         def work(path: Path) -> None:
             self.crew.by_first(lambda: _moved(Run(path), settings))
@@ -46,6 +59,13 @@ class Workshop:
                 train(settings, path, str(self.crew.device), show)
 
         return self.parts.make(kind, inputs, lambda path: [path / MODEL_FILE], work)
+
+    @cached_property
+    def codec_key(self) -> str:
+        """A name of the recipe's autoencoder."""
+        codec = self.settings.diffusion.codec
+        assert codec is not None
+        return open_codec(codec, self.subject.store.shape).key
 
     def small(
         self,
@@ -90,7 +110,9 @@ class Workshop:
             model: Any = load(str(run.path), device=self.crew.device)
             write_answers(path, *(self._asked(model, rows) for rows in (self.subject.train, self.subject.test)))
 
-        return self.small(kind, {"run": run.content, "images": self.subject.images_key}, work)
+        answers = self.small(kind, {"run": run.content, "images": self.subject.images_key}, work)
+        self._runs[answers.path] = run.path
+        return answers
 
     def _asked(self, model: NetworkClassifier, rows: np.ndarray) -> np.ndarray:
         """(n, K) logits of a network about images as they are, in the order of the experiment's classes."""

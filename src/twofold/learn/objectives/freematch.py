@@ -11,9 +11,9 @@ learned from running means, which begin at 1 / C for C classes and decay by m = 
     fairness (off as in DPT)   sum_k a_k log b_k,  a ~ p / h,  b ~ mean of sure f(strong) / their histogram
 
 a and b sum to one; h is the running histogram of answers. Wang et al. 2023 (FreeMatch); a fixed tau is Sohn et al. 2020
-(FixMatch). Images of a step are held against the means of the steps before it, not of this one
-too: so it is the same step in however many parts, on however many processes, and one that was not taken leaves no
-trace.
+(FixMatch). Images of a step are held against the means of the steps before it, not of this one too: so thresholds do
+not depend on the parts and processes that share a step, and one that was not taken leaves no trace in them. Batch norms
+see one part at a time, as in any other run.
 """
 
 from __future__ import annotations
