@@ -148,6 +148,9 @@ class GeneratorSettings(Settings):
     warm_start: bool = Field(True, description="begin with the weights of the denoiser whose features were read")
     n_images: int | None = Field(None, ge=1, description="images it is trained on; default: the recipe's")
     lr: float | None = Field(None, gt=0, description="learning rate; default: the recipe's")
+    level_mean: float | None = Field(
+        None, description="mean of ln sigma in its training, where labels are learned; default: the recipe's levels"
+    )
 
 
 class ImageSettings(Settings):

@@ -6,7 +6,6 @@ memory is that of the labelled ones. Learners that look at all images at once (g
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,9 @@ from ...recognize.learned import Learned, Learner
 from ...recognize.learners import LEARNERS
 from ...settings.fewlabel import LearnerSettings, Network
 from .features import Features
+
+
+OTHERS = 4096  # unlabelled images that a regression is calibrated with
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def learn(
     learner, n = learner_of(settings), len(labels)
     y = torch.from_numpy(labels)
     if settings.kind == "logistic" and settings.space == "rows":
-        known = np.flatnonzero(labels >= 0)
-        x, y = features.take(known), y[known]
+        rows = _some(labels)
+        x, y = features.take(rows), y[rows]
     else:
         x = _first(features, n)
     learned = tempered(learner, x, y, classes, temperature)
-    if len(x) == n:
+    if len(x) == n:  # a graph answers about its own images better than about new ones
         train = (learned.scores / learned.temperature).float().numpy()
         rest = _logits(learned, features, n)
         return Answers(train, rest, learned)
@@ -71,11 +73,14 @@ def tempered(
     if temperature == "auto" and weight is None:
         from ...recognize.calibrate import calibrated
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # folds without a class are told of below
-            return calibrated(learner, x, y, classes)
+        return calibrated(learner, x, y, classes)
     learned = learner(x, y, classes, weight)
     return Learned(learned.scores, learned.head, 1.0 if temperature == "auto" else float(temperature))
+
+
+def _some(labels: np.ndarray) -> np.ndarray:
+    """Rows of the labelled images, and of some others that calibration looks at."""
+    return np.sort(np.concatenate([np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)[:OTHERS]]))
 
 
 def _first(features: Features, n: int) -> Tensor:

@@ -38,6 +38,9 @@ def conditional(settings: FewLabelSettings, labels: Path, start: Path | None, tu
     generator, data = settings.generator, labelled_by(settings.data, labels)
     seed = settings.seed + ROUND * turn
     found = _denoiser(settings, data, None, generator.n_images, generator.lr, seed)
+    if generator.level_mean is not None:
+        levels = {"levels": "log_normal", "level_mean": generator.level_mean}
+        found = found.model_copy(update={"objective": found.objective.model_copy(update=levels)})
     return found if start is None else found.model_copy(update={"init_from": str(start)})
 
 

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def pictures(self, batch: Batch) -> Tensor:
-        """What a preview shows of these held-out images, uint8 (N, C, H, W) on the CPU, where no denoiser is sampled."""
+        """What a preview shows of these held-out images where no denoiser is sampled: uint8 (N, C, H, W) on the CPU."""
         raise NotImplementedError
 
     def memory(self) -> dict[str, Tensor]:
