@@ -45,7 +45,7 @@ def load(
     """The denoiser, classifier or autoencoder in a run folder, a file, a diffusers folder or a hub repository.
 
     source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
-    `.pt` or `.safetensors` in the layout of guided-diffusion or DiT; `x.json` beside it says what its weights do not.
+    `.pt` or `.pth` in the layout of guided-diffusion, DiT or U-ViT; `x.json` beside it says what its weights do not.
     at: snapshot of a run: `last`, `best-<metric>` or an image count. device: where it goes.
     Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
     """

@@ -20,7 +20,7 @@ class EvaluateSettings(Settings):
     encoder: str = Field(
         "auto",
         description="auto (pixels, averaged down if need be), pixels, pixels8 (of 8x8), convnet (the classifier), "
-        "inception (FID's network), or transformers:ORG/NAME (or a local folder)",
+        "inception (FID's network), transformers:ORG/NAME (or a local folder), or cls:ORG/NAME (its class token)",
     )
     weights: str | None = Field(None, description="file of the inception encoder; default: looked for, or downloaded")
     metrics: tuple[Literal["kid", "coverage", "sfid", "inception_score"], ...] | None = Field(
