@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -58,10 +59,20 @@ def test_they_are_what_the_encoder_makes_of_image_and_mirror_image(store: Store)
     assert torch.equal(plain, Halves().moments(store.batch(rows)).half()) and plain.dtype == torch.float16
 
 
-def test_processes_and_one_process_end_with_the_same_files(store: Store, tmp_path: Path) -> None:
-    found = made(store)
-    for rank in (1, 0, 2):
-        list(fill(found, Halves(), store, rank, 3))
+def test_processes_and_one_process_end_with_the_same_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three take turns: each image is encoded by one of them, and none ends before all is there."""
+    monkeypatch.setattr(latents, "TICK", 0)
+    found = made(store, mirror=False)
+    encoders = [Halves() for _ in range(3)]
+    going = {rank: fill(found, encoder, store, rank, 3) for rank, encoder in enumerate(encoders)}
+    while going:
+        for rank, each in list(going.items()):
+            if (told := next(each, None)) is None:
+                assert found.missing() == []
+                del going[rank]
+            else:
+                assert 0 <= told[0] <= told[1] == len(found.rows)
+    assert sum(encoder.seen for encoder in encoders) == len(found.rows) and all(encoder.seen for encoder in encoders)
     shared = [found.file(i).read_bytes() for i in range(found.shards)]
     assert found.shards == 5
     for i in range(found.shards):
@@ -80,7 +91,10 @@ def test_only_what_is_missing_or_cut_short_is_made_again(store: Store) -> None:
     assert [i for i in range(found.shards) if found.file(i).exists()] == [0]
     assert not list(found.folder.glob(".*.part"))
     os.truncate(found.file(0), 1000)
+    killed = found.folder / f".{found.file(1).name}.999999.part"
+    killed.write_bytes(b"half")
     list(fill(found, Halves(), store))
+    assert not killed.exists()
     found.file(2).unlink()
     encoder = Halves()
     list(fill(found, encoder, store))
@@ -106,6 +120,23 @@ def test_a_full_disk_is_told_before_anything_is_encoded(store: Store, monkeypatc
     with pytest.raises(UserError, match="codec.store=false"):
         list(fill(made(store), encoder, store))
     assert encoder.seen == 0
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, append = made(store), latents.ArrayFile.append
+
+    def full(file: latents.ArrayFile, rows: np.ndarray) -> None:
+        if found.file(0).exists():
+            raise OSError(errno.ENOSPC, "no space left on device")
+        append(file, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents.ArrayFile, "append", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            list(fill(found, Halves(), store))
+    assert found.missing() == [1, 2, 3, 4] and not list(found.folder.glob(".*.part"))
+    list(fill(found, Halves(), store))
+    assert found.missing() == []
 
 
 def test_what_is_not_finite_or_not_there_is_named(store: Store) -> None:

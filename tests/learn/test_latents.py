@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from twofold.adapters.latent_codec import LatentCodec, NoCodec
+from twofold.adapters.latent_codec import LatentCodec, NoCodec, write_autoencoder
 from twofold.data import open_store
 from twofold.errors import UserError
 from twofold.generate import sample
@@ -130,14 +130,18 @@ def test_a_latent_model_is_trained_sampled_and_self_contained(run: Path, tmp_pat
     assert isinstance(bare.codec, NoCodec)
     with pytest.raises(UserError, match="put the codec folder of its run beside it"):
         sample(bare, 1, steps=2)
+    beside = tmp_path / "runs" / "a"
+    shutil.copytree(run, beside)
+    shutil.move(beside / "codec", tmp_path / "runs/codec")  # a folder of that name that is not the run's
+    assert isinstance(load(beside).codec, NoCodec)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="put the codec folder of its run beside it"):
+        sample(load(beside, "best-loss"), 1, steps=2)  # type: ignore[arg-type]
 
 
 def test_another_autoencoder_in_its_place_is_told(run: Path, autoencoder: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     other: Any = open_codec(CodecSettings(source=str(autoencoder), scale=3.0), (1, 8, 8))
-    from twofold.adapters.latent_codec import write_autoencoder
-
     shutil.rmtree(moved / "codec")
     write_autoencoder(other, moved / "codec")
     with pytest.raises(UserError, match="is not the autoencoder that"):
@@ -176,8 +180,20 @@ def test_another_autoencoder_under_a_begun_run_is_refused(autoencoder: Path, tmp
     train_until(settings, tmp_path / "run", 64)
     shutil.rmtree(source)
     train(settings_of(AUTOENCODER, {"train": {"seed": 1, "n_images": 64}}), source, "cpu")
-    with pytest.raises(UserError, match="is not the autoencoder that .* was begun with"):
+    with pytest.raises(UserError, match=r"codec=.* is not the autoencoder that .* was begun with"):
         train(settings, tmp_path / "run", "cpu")
+    shutil.move(tmp_path / "run/codec", tmp_path / "right")
+    with pytest.raises(UserError, match=r"codec=.* was begun with; put that one back"):
+        train(settings, tmp_path / "run", "cpu")
+    other: Any = open_codec(CodecSettings(source=str(source)), (1, 8, 8))
+    write_autoencoder(other, tmp_path / "run/codec")
+    shutil.rmtree(source)
+    with pytest.raises(UserError, match=r"run/codec: is not the autoencoder that .* was begun with"):
+        train(settings, tmp_path / "run", "cpu")
+    shutil.rmtree(tmp_path / "run/codec")
+    shutil.copytree(tmp_path / "right", source)
+    train(settings, tmp_path / "run", "cpu")
+    assert isinstance(load(tmp_path / "run").codec, LatentCodec)  # type: ignore[union-attr]
 
 
 def test_batches_of_moments_mirror_by_the_same_number(autoencoder: Path, tmp_path: Path) -> None:

@@ -5,22 +5,26 @@
 
 Moments are the posterior's mean and its logvar, one behind the other. ImageNet at 256 pixels with mirror images takes
 2,562,334 x 8 x 32 x 32 x 2 bytes = 42 GB. A shard is there whole or not at all, so a run that was killed goes on at the
-shard it was at, processes share the shards, and memory holds one batch.
+shard it was at, and memory holds one batch. Processes that see one folder share the shards, each of which is locked
+while it is made; the ones of another machine with a folder of its own make them all there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError
@@ -34,6 +38,7 @@ SHARD_ROWS = 8192  # images in a shard, at most,
 SHARD_BYTES = 2**29  # of which it takes no more than this
 BATCH = 256  # images that are handed to the autoencoder at once
 FINITE = 65504.0  # the largest float16
+TICK = 0.5  # seconds between looks at what others are making
 
 
 class Encoder(Protocol):
@@ -82,9 +87,14 @@ class Shelf:
 
     def missing(self) -> list[int]:
         """Shards that are not there yet, or not whole."""
-        return [shard for shard in range(self.shards) if not self._whole(shard)]
+        return [shard for shard in range(self.shards) if not self.whole(shard)]
 
-    def _whole(self, shard: int) -> bool:
+    def images(self, shards: Iterable[int]) -> int:
+        """How many images these shards are of."""
+        return sum(len(self.part(shard)) for shard in shards)
+
+    def whole(self, shard: int) -> bool:
+        """Whether a shard is there."""
         try:
             found = np.load(self.file(shard), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -121,10 +131,11 @@ def shelf(encoder: Encoder, store: Store, rows: np.ndarray, shape: tuple[int, in
 
 
 def fill(shelf: Shelf, encoder: Encoder, store: Store, rank: int = 0, world: int = 1) -> Iterator[tuple[int, int]]:
-    """Makes what is missing on a shelf; yields (images done, images to do) of this process's share after each batch.
+    """Makes what is missing on a shelf, beside whoever does the same, and ends when it is complete.
 
-    rank, world: this process and their number; each makes every world-th shard that is missing, and the shelf is
-    complete when all of them have ended. Raises `UserError` for a disk without room, before anything is encoded.
+    Yields (images done, images to do) of all processes, after each batch and while it waits for others. rank, world:
+    this process and their number, for where it begins: so they meet rarely. Raises `UserError` for a disk without room,
+    before anything is encoded.
     """
     manifest = shelf.folder / "manifest.json"
     if not manifest.is_file():
@@ -132,15 +143,44 @@ def fill(shelf: Shelf, encoder: Encoder, store: Store, rank: int = 0, world: int
         atomic_json(manifest, shelf.facts)
     elif json.loads(manifest.read_text("utf-8")) != shelf.facts:
         raise UserError(str(shelf.folder), "holds latents of another autoencoder or other images", "delete the folder")
-    # dealt out by their number, not by their place among the missing ones: processes look at different moments
-    mine = [shard for shard in shelf.missing() if shard % world == rank]
-    total, done = sum(len(shelf.part(shard)) for shard in mine), 0
-    _check_room(shelf)
-    yield done, total
-    for shard in mine:
-        for images in _written(shelf, shard, encoder, store):
-            done += images
-            yield done, total
+    todo = shelf.missing()
+    total, begin = shelf.images(todo), len(todo) * rank // world
+    todo = todo[begin:] + todo[:begin]
+    _check_room(shelf, total)
+    yield 0, total
+    while todo:
+        idle = True
+        for shard in todo:
+            with _claimed(shelf, shard) as mine:
+                if mine:
+                    idle, done = False, total - shelf.images(other for other in todo if not shelf.whole(other))
+                    for images in _written(shelf, shard, encoder, store):
+                        done += images
+                        yield done, total
+        todo = [shard for shard in todo if not shelf.whole(shard)]
+        if todo and idle:
+            time.sleep(TICK)
+            yield total - shelf.images(todo), total
+
+
+@contextlib.contextmanager
+def _claimed(shelf: Shelf, shard: int) -> Iterator[bool]:
+    """Whether this process is to make a shard: it is missing, and nobody else is at it, or will be within the block."""
+    file = shelf.file(shard)
+    lock = FileLock(file.with_name(f".{file.stem}.lock"), is_singleton=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        wanted = not shelf.whole(shard)
+        if wanted:
+            for left in shelf.folder.glob(f".{file.name}.*"):  # of a killed process; nobody is writing there any more
+                left.unlink(missing_ok=True)
+        yield wanted
+    finally:
+        lock.release()
 
 
 def _written(shelf: Shelf, shard: int, encoder: Encoder, store: Store) -> Iterator[int]:
@@ -152,13 +192,14 @@ def _written(shelf: Shelf, shard: int, encoder: Encoder, store: Store) -> Iterat
         for start in range(0, len(rows), BATCH):
             images = store.batch(rows[start : start + BATCH])
             views = [images, images.flip(-1)][: shelf.views]
-            try:
-                file.append(torch.stack([_half(encoder.moments(view)) for view in views], 1).numpy())
-            except OSError as error:
-                raise disk_full(shelf.folder) if error.errno in FULL else error from error
+            file.append(torch.stack([_half(encoder.moments(view)) for view in views], 1).numpy())
             yield len(images)
         file.close()
         atomic_file(shelf.file(shard), lambda path: os.replace(aside, path))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise disk_full(shelf.folder) from error
     finally:
         file.abandon()
         aside.unlink(missing_ok=True)
@@ -200,10 +241,9 @@ class Latents:
         return torch.from_numpy(out)
 
 
-def _check_room(shelf: Shelf) -> None:
-    """Raises `UserError` where the disk has no room for what is missing, of all processes."""
-    needed = sum(len(shelf.part(shard)) for shard in shelf.missing()) * shelf.row_bytes
-    free = shutil.disk_usage(shelf.folder).free
+def _check_room(shelf: Shelf, images: int) -> None:
+    """Raises `UserError` where the disk has no room for those of so many images."""
+    needed, free = images * shelf.row_bytes, shutil.disk_usage(shelf.folder).free
     if needed > free:
         what = f"the latents need {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
         raise UserError(str(shelf.folder), what, "codec.store=false, or TWOFOLD_CACHE on another disk")

@@ -6,7 +6,7 @@ scale = 1 / std of z over training images,   var z = var(mean) + mean(exp(logvar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,24 +50,20 @@ def keep(
     held_out: np.ndarray,
     rank: int,
     world: int,
-    wait: Callable[[], None],
 ) -> Generator[Note, None, Kept]:
-    """Encodes this process's share of what is not there yet, and waits for the others; yields what to tell of it.
+    """Encodes what is not there yet, together with the other processes; yields what to tell of it.
 
-    held_out: rows of the images that are validated with. wait: until all processes are there.
-    Raises `UserError` for a disk without room.
+    held_out: rows of the images that are validated with. Raises `UserError` for a disk without room.
     """
     if codec is None or settings.codec is None or not settings.codec.store:
         return Kept()
     found = shelves(settings, store, codec, held_out)
-    wait()  # nobody makes what another one still looks for
     told = time.monotonic() - TOLD
     for part in found:
         for done, total in fill(part, codec, store, rank, world):
             if total and time.monotonic() - told >= TOLD:
                 told = time.monotonic()
                 yield Note(f"encoding images once: {done:,} of {total:,}")
-    wait()
     return Kept(*map(Latents, found))
 
 

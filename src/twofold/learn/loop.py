@@ -173,8 +173,7 @@ class Trainer:
 
     def _make_batches(self, noise_shape: tuple[int, int, int]) -> Iterator[Event]:
         """What training and validation read; latents are made first, where they are kept."""
-        everyone = self.rank, self.world, self.accelerator.wait_for_everyone
-        kept = yield from keep(self.settings, self.store, self.codec, self.validation.rows, *everyone)
+        kept = yield from keep(self.settings, self.store, self.codec, self.validation.rows, self.rank, self.world)
         needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
         self.batches = training_batches(self.settings, self.store, *needs, noise_shape, kept.train)
         self.validation.latents = kept.held_out

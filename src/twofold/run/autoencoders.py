@@ -8,7 +8,7 @@ from ..adapters.kl_layout import read_kl
 from ..adapters.latent_codec import LatentCodec, read_autoencoder
 from ..errors import UserError
 from ..settings.codec import CodecSettings
-from .codec import FOLDER, fitted, same_autoencoder
+from .codec import FOLDER, fitted, same_autoencoder, trained_with
 from .folder import Run
 from .load import elsewhere, is_ours
 from .weights import load_model
@@ -32,19 +32,26 @@ def open_codec(settings: CodecSettings, shape: tuple[int, int, int]) -> LatentCo
 def run_codec(run: Run, settings: CodecSettings | None, shape: tuple[int, int, int]) -> LatentCodec | None:
     """The codec that a run is trained with: the one in its folder, once it was begun; None for one of pixels.
 
-    Raises `UserError` where the settings name another one than is in the folder.
+    Raises `UserError` where the settings name another one than it was begun with, or another one lies in its folder.
     """
     if settings is None:
         return None
-    folder = run.path / FOLDER
-    if not run.begun or not folder.is_dir():
+    folder, there = run.path / FOLDER, Path(settings.source).exists()
+    if not run.begun:
         return open_codec(settings, shape)
-    kept = read_codec(str(folder))
-    kept = fitted(kept, shape, kept.scale, kept.shift)
-    if Path(settings.source).exists() and not same_autoencoder(open_codec(settings, shape), kept):
-        what = f"is not the autoencoder that {run.path} was begun with"
-        raise UserError(f"codec={settings.source}", what, "give another --out")
-    return kept
+    what = f"is not the autoencoder that {run.path} was begun with"
+    if folder.is_dir():
+        kept = read_codec(str(folder))
+        kept = fitted(kept, shape, kept.scale, kept.shift)
+        if trained_with(run.model_file) not in (None, kept.key):
+            raise UserError(str(folder), what, "put that one back, or give another --out")
+        if there and not same_autoencoder(open_codec(settings, shape), kept):
+            raise UserError(f"codec={settings.source}", what, "give another --out")
+        return kept
+    given = open_codec(settings, shape)
+    if trained_with(run.model_file) not in (None, given.key):
+        raise UserError(f"codec={settings.source}", what, f"put that one back as {folder}, or give another --out")
+    return given
 
 
 def read_codec(source: str) -> LatentCodec:

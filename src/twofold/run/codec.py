@@ -9,13 +9,17 @@ A model's file names its codec by a hash, so that one that was exchanged is told
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..adapters.latent_codec import LatentCodec, NoCodec, read_autoencoder, write_autoencoder
 from ..errors import UserError
 from ..hashing import weights_hash
+from .folder import Run
 
 FOLDER = "codec"
 
@@ -59,11 +63,23 @@ def codec_beside(model: Path, facts: dict[str, Any] | None) -> LatentCodec | NoC
     """
     if facts is None:
         return None
-    for folder in (model.parent / FOLDER, model.parent.parent / FOLDER):  # of snapshots
-        if folder.is_dir():
-            codec = LatentCodec(read_autoencoder(folder), facts["size"], channels=facts["channels"])
-            if codec.key != facts["key"]:
-                what = f"is not the autoencoder that {model} was trained with"
-                raise UserError(str(folder), what, "copy the run anew")
-            return codec
-    return NoCodec(str(model), f"put the {FOLDER} folder of its run beside it")
+    run = Run(model.parent.parent)
+    folder = (run.path if model.parent == run.snapshots else model.parent) / FOLDER
+    if not folder.is_dir():
+        return NoCodec(str(model), f"put the {FOLDER} folder of its run beside it")
+    codec = LatentCodec(read_autoencoder(folder), facts["size"], channels=facts["channels"])
+    if codec.key != facts["key"]:
+        what = f"is not the autoencoder that {model} was trained with"
+        raise UserError(str(folder), what, "copy the run anew")
+    return codec
+
+
+def trained_with(model: Path) -> str | None:
+    """The key of the codec that a model's file names; None for a file that is not there, or not of a latent model."""
+    try:
+        with safe_open(model, "pt", device="cpu") as file:
+            facts = json.loads((file.metadata() or {})["twofold"])
+    except (SafetensorError, OSError, KeyError):
+        return None
+    key: str | None = facts.get("codec", {}).get("key")
+    return key

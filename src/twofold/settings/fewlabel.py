@@ -140,6 +140,19 @@ class PseudoSettings(Settings):
     )
     least: float = Field(0.0, ge=0, lt=1, description="below this confidence an image stays unlabelled")
     surest: float = Field(1.0, gt=0, le=1, description="share of each class's images, the surest, that are labelled")
+    folds: int = Field(
+        0,
+        ge=0,
+        description="parts of the images; networks that learned the labels of the others correct each; 0: none do",
+    )
+    folds_surest: float = Field(0.8, gt=0, le=1, description="share of each class's images, the surest, they learn")
+    network: Network = Network()
+
+    @model_validator(mode="after")
+    def _at_least_two(self) -> PseudoSettings:
+        if self.folds == 1:
+            raise ValueError("folds=1 leaves nothing to learn from; use 2 or more, or 0 for none")
+        return self
 
 
 class GeneratorSettings(Settings):

@@ -23,7 +23,8 @@ from ...settings.text import plain, read_text
 from ..training import make_accelerator, versions
 from . import outcome, recipes, stages
 from .crew import Crew, Watch
-from .parts import Parts
+from .parts import Part, Parts
+from .refine import refined
 from .stages import Known, Mix
 from .subject import Subject, complete
 from .workshop import Workshop
@@ -115,38 +116,41 @@ class FewLabel:
         """Stage 1, 2 and 3, as often as there are rounds; or as far as one stage needs."""
         s, shop = self.settings, self.shop
         known = stages.reading(shop)
-        classifier = stages.first_classifier(shop, known, s.learner)
-        self.accuracy["stage 1"] = outcome.accuracy(shop, classifier)
+        first = stages.first_classifier(shop, known, s.learner)
+        self.accuracy["stage 1"] = outcome.accuracy(shop, first)
+        answers = refined(shop, first, first, None, "refined", 0) if s.pseudo.folds else first
         start = known.start if s.generator.warm_start else None
         for turn in range(s.rounds):
-            self.labels = stages.pseudo_labels(shop, classifier, turn)
+            self.labels = stages.pseudo_labels(shop, answers, stages.in_round("pseudo", turn))
             if s.stage == 1:
                 return
             self.model = stages.generator(shop, self.labels, start, turn)
             if s.stage == 2:
                 return
-            classifier = self._third(known, turn)
-            self.rounds.append(self._round(classifier))
+            answers = self._third(known, first, answers, turn)
+            self.rounds.append(self._round())
             start = self.model if s.generator.warm_start else None
 
-    def _third(self, known: Known, turn: int) -> Any:
-        """Stage 3 of one round, and beside it what its parts do alone."""
-        final, shop = self.settings.final, self.shop
+    def _third(self, known: Known, first: Part, answers: Part, turn: int) -> Part:
+        """Stage 3 of one round, and beside it what its parts do alone; the answers that the next round begins with."""
+        final, shop, labels = self.settings.final, self.shop, self.labels
         self.made = stages.images(shop, self.model, turn)
-        mixes = {"stage 3": Mix(1.0, final.generated, final.pseudo)}
+        if self.settings.pseudo.folds:
+            answers = refined(shop, answers, first, self.made, stages.in_round("refined-by-images", turn), turn)
+            labels = stages.pseudo_labels(shop, answers, stages.in_round("pseudo-by-images", turn))
+        mix = Mix(1.0, final.generated, final.pseudo)
+        self.final = stages.final_classifier(shop, known, labels, self.made, mix, "final", turn)
+        self.accuracy["stage 3"] = outcome.accuracy(shop, self.final)
         if final.compare:
-            mixes |= {"self-training": Mix(1.0, 0.0, 1.0), "generated alone": Mix(0.0, 1.0, 0.0)}
-        for name, mix in mixes.items():
-            kind = "final" if name == "stage 3" else name.replace(" ", "-")
-            part = stages.final_classifier(shop, known, self.labels, self.made, mix, kind, turn)
-            self.accuracy[name] = outcome.accuracy(shop, part)
-            if name == "stage 3":
-                self.final = part
-        return self.final
+            for name, alone in {"self-training": Mix(1.0, 0.0, 1.0), "generated alone": Mix(0.0, 1.0, 0.0)}.items():
+                kind = name.replace(" ", "-")
+                part = stages.final_classifier(shop, known, self.labels, self.made, alone, kind, turn)
+                self.accuracy[name] = outcome.accuracy(shop, part)
+        return answers if self.settings.pseudo.folds else self.final
 
-    def _round(self, classifier: Any) -> dict[str, Any]:
+    def _round(self) -> dict[str, Any]:
         pseudo = outcome.of_pseudo_labels(self.shop, self.labels)["accuracy"]
-        return {"pseudo": pseudo, "stage 3": outcome.accuracy(self.shop, classifier)}
+        return {"pseudo": pseudo, "stage 3": self.accuracy["stage 3"]}
 
     def result(self, command: str, seconds: float) -> dict[str, Any]:
         """Everything that was found, as plain data."""

@@ -7,7 +7,6 @@ memory is that of the labelled ones. Learners that look at all images at once (g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from ...recognize.learned import Learned, Learner
 from ...recognize.learners import LEARNERS
 from ...settings.fewlabel import LearnerSettings, Network
 from .features import Features
-
 
 OTHERS = 4096  # unlabelled images that a regression is calibrated with
 
@@ -124,9 +122,3 @@ def together(parts: list[Told]) -> Told:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, K) float32 probabilities."""
     return torch.from_numpy(logits).float().softmax(1).numpy()
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Settings as plain data, for the name of a part."""
-    found: dict[str, Any] = settings.model_dump(mode="json")
-    return found

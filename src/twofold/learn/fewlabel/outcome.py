@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ...measure.answers import share_interval
-from .learning import softmax
 from .parts import Part
 from .stages import said
 from .workshop import TEST_FILE, Workshop
@@ -75,12 +74,6 @@ def pictures(shop: Workshop, labels: Part, samples: np.ndarray | None) -> dict[s
         out[name] = subject.store.batch(subject.train[places]).numpy()
         out[f"{name}_titles"] = [f"{subject.classes[found[i]]} {sure[i]:.0%}" for i in places]
     return out
-
-
-def agreement(first: Part, second: Part) -> float:
-    """The share of test images that two classifiers name alike."""
-    a, b = (np.load(part.path / TEST_FILE) for part in (first, second))
-    return float((softmax(a).argmax(1) == softmax(b).argmax(1)).mean()) if len(a) else float("nan")
 
 
 def _mean(values: np.ndarray, by: np.ndarray, low: float, high: float) -> float | None:

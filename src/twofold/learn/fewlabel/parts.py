@@ -3,7 +3,8 @@
     parts/<kind>-<12 hex digits of its inputs>/     and in it part.json: inputs, content hash, seconds
 
 A part with a part.json is finished and never made again; one without is begun, and its maker continues. Where an input
-changes, the name changes: the old part stays as it is, and the new one says what was different.
+changes, the name changes: the old part stays as it is, and the new one says what was different. An experiment notes the
+parts it used in parts.json, since others may use the same folder.
 
 Processes on several machines need not share a disk: before a part is used, every machine compares its own copy with
 the first one's by content, and says what to copy where it has none.
@@ -55,10 +56,10 @@ class Part:
 
 
 class Parts:
-    """The parts in one folder, and who makes them."""
+    """The parts in one folder, and who makes them. record: where an experiment notes which of them it used."""
 
-    def __init__(self, folder: Path, crew: Crew) -> None:
-        self.folder, self.crew = folder, crew
+    def __init__(self, folder: Path, crew: Crew, record: Path | None = None) -> None:
+        self.folder, self.crew, self.record = folder, crew, record
         self.used: list[Part] = []
 
     def make(
@@ -75,31 +76,39 @@ class Parts:
         """
         plain = json.loads(json.dumps({"format": FORMAT, "kind": kind, **inputs}, sort_keys=True))
         path = self.folder / f"{kind}-{digest(plain)[:12]}"
-        there = self.crew.told(read(path) is not None)
-        before = {} if there else self.crew.told(self._before(kind, path))
+        there = self.crew.told(read(path) is not None and not missing(files(path)))
+        before = {} if there else self.crew.told(self._before(kind))
         if not there:
             start = time.monotonic()
             path.mkdir(parents=True, exist_ok=True)
             work(path)
             self.crew.wait()
-            if self.crew.first:
-                content = content_of(path, files(path))
-                seconds = round(time.monotonic() - start, 2)
-                atomic_json(path / FACTS, {"inputs": plain, "content": content, "seconds": seconds})
+            self.crew.by_first(lambda: _finish(path, files(path), plain, time.monotonic() - start))
         self.crew.wait()
         facts = self._everywhere(path, files)
         because = "; ".join(different(before, plain)) if before else ""
         made = "found" if there else "redone" if because else "made"
         part = Part(kind, path, facts["content"], facts["seconds"], made, because)
         self.used.append(part)
+        if self.crew.first and self.record is not None:
+            noted = self._noted()
+            if noted.get(kind) != path.name:
+                atomic_json(self.record, {**noted, kind: path.name})
         return part
 
-    def _before(self, kind: str, path: Path) -> dict[str, Any]:
-        """The inputs of the newest finished part of this kind, if there is another one."""
-        others = [p for p in self.folder.glob(f"{kind}-*") if p != path and (p / FACTS).is_file()]
-        newest = max(others, key=lambda p: (p / FACTS).stat().st_mtime_ns, default=None)
-        facts = read(newest) if newest is not None else None
+    def _before(self, kind: str) -> dict[str, Any]:
+        """The inputs of the part of this kind that the experiment used last."""
+        name = self._noted().get(kind)
+        facts = read(self.folder / name) if name else None
         return {} if facts is None else facts["inputs"]
+
+    def _noted(self) -> dict[str, str]:
+        """{kind: folder} of the parts that the experiment used last."""
+        try:
+            found = json.loads(self.record.read_text("utf-8")) if self.record is not None else {}
+        except (OSError, ValueError):
+            return {}
+        return {kind: str(name) for kind, name in found.items()} if isinstance(found, dict) else {}
 
     def _everywhere(self, path: Path, files: Callable[[Path], list[Path]]) -> dict[str, Any]:
         """The facts of a part, when every process has seen a copy of it with the same content."""
@@ -107,7 +116,8 @@ class Parts:
         if self.crew.world == 1:
             return facts
         mine = read(path)
-        same = mine is not None and content_of(path, files(path)) == facts["content"]
+        whole = mine is not None and not missing(files(path))
+        same = whole and content_of(path, files(path)) == facts["content"]
         found = self.crew.everyones((self.crew.machine, same))
         lacking = sorted({machine for machine, there in found if not there})
         if lacking:
@@ -128,10 +138,24 @@ def read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"inputs", "content", "seconds"} <= found.keys() else None
 
 
+def missing(files: list[Path]) -> list[Path]:
+    """Those that are not there."""
+    return [file for file in files if not file.is_file()]
+
+
+def _finish(path: Path, files: list[Path], inputs: dict[str, Any], seconds: float) -> None:
+    """Notes that a part is finished. Raises `UserError` where somebody took a file of it away."""
+    if gone := missing(files):
+        hint = "remove the folder and give the same command again"
+        raise UserError(str(path), f"is damaged: {gone[0].name} is not there", hint)
+    content = content_of(path, files)
+    atomic_json(path / FACTS, {"inputs": inputs, "content": content, "seconds": round(seconds, 2)})
+
+
 def content_of(path: Path, files: list[Path]) -> str:
     """One hash of several files and their names; of weights, what they are and not what is noted beside them."""
     hashed = {".safetensors": _weights}
-    found = {file: hashed.get(file.suffix, sha256)(file) for file in files if file.is_file()}
+    found = {file: hashed.get(file.suffix, sha256)(file) for file in files}
     return digest({str(file.relative_to(path)): value for file, value in found.items()})
 
 

@@ -29,9 +29,7 @@ from .embed import Embedder, numbers, of_denoiser, of_encoder
 from .features import Features
 from .learning import Told, learn, learner_of, tempered, together
 from .parts import Part
-from .workshop import MODEL_FILE, TRAIN_FILE, Workshop, write_answers
-
-IMAGES = "images.npz"
+from .workshop import IMAGES, MODEL_FILE, TRAIN_FILE, Workshop, write_answers
 
 
 @dataclass(frozen=True)
@@ -101,17 +99,17 @@ def first_classifier(shop: Workshop, known: Known, settings: LearnerSettings, ki
     return shop.small(kind, {**facts, "temperature": temperature}, work, "learning from the labels")
 
 
-def pseudo_labels(shop: Workshop, classifier: Part, turn: int = 0) -> Part:
-    """The label file that follows from a classifier's answers, in round `turn` from 0."""
+def pseudo_labels(shop: Workshop, classifier: Part, kind: str = "pseudo") -> Part:
+    """The label file that follows from a classifier's answers. kind: what this part is called."""
     settings, subject = shop.settings.pseudo, shop.subject
-    chosen = settings.model_dump(mode="json", exclude={"temperature"})
+    chosen = settings.model_dump(mode="json", include={"balanced", "least", "surest"})
     facts = {"classifier": classifier.content, "labels": subject.labels_key, "pseudo": chosen}
 
     def work(path: Path) -> None:
         found = pseudo.pseudo_labels(np.load(classifier.path / TRAIN_FILE), subject.labels, settings)
         pseudo.write(path / pseudo.FILE, subject, found)
 
-    return shop.small(in_round("pseudo", turn), facts, work, files=lambda path: [path / pseudo.FILE])
+    return shop.small(kind, facts, work, files=lambda path: [path / pseudo.FILE])
 
 
 def generator(shop: Workshop, labels: Part, start: Part | str | None, turn: int) -> Part:

@@ -25,6 +25,7 @@ from .parts import Part, Parts
 from .subject import Subject
 
 MODEL_FILE = "model.safetensors"  # of a run
+IMAGES = "images.npz"  # pseudo images
 TRAIN_FILE, TEST_FILE = "train.npy", "test.npy"  # logits of a classifier
 
 Files = Callable[[Path], list[Path]]
