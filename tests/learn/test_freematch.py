@@ -158,7 +158,7 @@ def test_unlabelled_images_may_begin_late_or_never() -> None:
     late, never, batch = objective(weight_from_images=100), objective(unlabelled_weight=0), batch_of(12, 4)
     early = begun(late, batch, 99)
     assert torch.equal(early, begun(never, batch)) and int((early > 0).sum()) == 4
-    assert float(begun(late, batch, 100).mean()) > float(early.mean())
+    assert float(begun(late, batch, 100).detach().mean()) > float(early.detach().mean())
 
 
 def test_held_out_images_have_a_loss_where_they_have_a_label() -> None:

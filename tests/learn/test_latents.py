@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from twofold.learn.loop import Trainer
 from twofold.learn.objectives.autoencoder import divergence, psnr
 from twofold.run import Run, build, load, load_to_use, open_codec
 from twofold.settings.codec import CodecSettings
-from twofold.settings.resolve import resolve
+from twofold.settings.resolve import resolve, to_yaml
 from twofold.settings.train import TrainSettings
 
 from .common import TINY, same, weights
@@ -171,6 +174,29 @@ def test_a_killed_run_continues_bit_for_bit_without_its_source(store: bool, auto
     shutil.rmtree(source)
     train(settings, tmp_path / "parts", "cpu")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_two_processes_make_moments_and_weights_as_one_does(autoencoder: Path, tmp_path: Path) -> None:
+    """Over torchrun, in micro-batches: the same moments, and weights that differ by the order of sums alone."""
+    calm = latent(autoencoder, {"network": {"dropout": 0.0}, "train": {"n_images": 128}})
+    (tmp_path / "settings.yaml").write_text(to_yaml(calm))
+    results = []
+    for count, parts in ((1, 32), (2, 8)):
+        cache, out = tmp_path / f"cache{count}", tmp_path / f"run{count}"
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0"]
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "twofold", "train"]
+        command += [str(tmp_path / "settings.yaml"), f"train.micro_batch={parts}", "--out", str(out), "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TWOFOLD_CACHE": str(cache)}
+        done = subprocess.run([*command, "--quiet"], env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        kept = sorted((cache / "moments").glob("*/moments-*.npy"))
+        assert len(kept) == 2 and not list((cache / "moments").glob("*/.*.part"))
+        results.append((weights(out), [(file.parent.name, file.read_bytes()) for file in kept]))
+    (one, kept_by_one), (two, kept_by_two) = results
+    assert kept_by_one == kept_by_two
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_another_autoencoder_under_a_begun_run_is_refused(autoencoder: Path, tmp_path: Path) -> None:

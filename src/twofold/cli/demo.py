@@ -81,7 +81,7 @@ def print_few(found: dict[str, Any]) -> bool:
     """Prints what became of two labels of each class; whether it is good."""
     first, last = (found["accuracy"][stage]["value"] for stage in ("stage 1", "stage 3"))
     ok = last >= FEW_ACCURACY
-    print(f"[{'ok' if ok else '--'}] from 2 labels of each class {last:.1%} of test digits ({FEW_ACCURACY:.0%} or more)")
+    print(f"[{'ok' if ok else '--'}] from 2 labels of each class {last:.1%} of test digits ({FEW_ACCURACY:.0%} wanted)")
     print(f"     labels spread along features alone: {first:.1%}; then a generator and its images joined in")
     return ok
 

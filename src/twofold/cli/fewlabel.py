@@ -13,7 +13,7 @@ from ..settings.fewlabel_layers import DEFAULT, layers_of
 from ..settings.presets import FEWLABEL, preset_listing
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
 from .show import Progress, say, training
-from .train import command_line, is_first
+from .train import _duration, command_line, is_first
 
 if TYPE_CHECKING:
     from ..learn.events import Event
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     settings, name = resolved(args.preset, args.assignments)
     out = Path(args.out or f"runs/fewlabel-{name}-{settings_hash(settings.record)}")
     if args.dry_run:
-        print(to_yaml(settings))
-        return 0
+        return dry_run(settings, out, args.device, args.parts)
     quiet = args.quiet or not is_first()
     result = fewlabel(settings, out, args.device, quiet, command_line(), args.parts)
     if is_first():
@@ -92,6 +91,34 @@ def fewlabel(
     return result
 
 
+def dry_run(settings: FewLabelSettings, out: Path, device: str | None, parts: str | None) -> int:
+    """Prints the settings and what the experiment would do: every training run, every image, and about how long."""
+    say("estimating ...")
+    import torch
+
+    from ..learn.estimate import measure_flops_per_second
+    from ..learn.fewlabel import Crew, foresee, prepare
+    from ..learn.training import make_accelerator
+
+    experiment = prepare(settings, out, Crew(make_accelerator(device)), parts=parts)
+    foresee.check(experiment.shop)
+    works, subject = foresee.works(experiment.shop), experiment.subject
+    chosen: torch.device = experiment.crew.device
+    speed, flops = measure_flops_per_second(chosen), sum(work.flops for work in works)
+    print(to_yaml(experiment.settings))
+    known, shape = sum(subject.counts().values()), subject.store.shape
+    print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(subject.classes)} classes")
+    print(f"            {len(subject.train):,} to learn from, {known:,} labelled; {len(subject.test):,} to test")
+    for i, work in enumerate(works):
+        stage = f"stage {work.stage}" if i == 0 or works[i - 1].stage != work.stage else ""
+        size = f"{work.parameters:,} parameters, " if work.parameters else ""
+        print(f"{stage:<12}{work.what:<18}{size}{work.images:,} images, about {_duration(work.flops / speed)}")
+    again = f"; stages 2 and 3 {settings.rounds} times" if settings.rounds > 1 else ""
+    time = f"about {_duration(flops / speed)} on this {chosen.type} in fp32"
+    print(f"in all      {flops / 1e15:.3g} PFLOP, {time}{again}")
+    return 0
+
+
 def print_result(result: dict[str, Any], out: Path) -> None:
     """Accuracies, and what to do next."""
     labelled = sum(result["data"]["labelled"].values())
@@ -99,7 +126,9 @@ def print_result(result: dict[str, Any], out: Path) -> None:
     told = result["pseudo"]["accuracy"]
     if told is not None:
         print(f"  {'pseudo labels that are right':<28} {told:.1%}")
-    for name, found in result["accuracy"].items():
+    from ..report.fewlabel_figures import in_order
+
+    for name, found in in_order(result["accuracy"]):
         if found["value"] is not None:
             low, high = found["interval"]
             print(f"  {'accuracy, ' + name:<28} {found['value']:.1%} ({low:.1%} to {high:.1%})")

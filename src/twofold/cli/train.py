@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
-from ..settings.train import ObjectiveSettings, TrainSettings
+from ..settings.train import TrainSettings
 from .show import Progress, metrics_line, say, training
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     first = is_first()
     result = train_run(settings, out, args.device, args.quiet or not first, command_line())
     if first:
-        print_result(out, result, settings.objective)
+        print_result(out, result, settings)
     return 0
 
 
@@ -184,7 +184,7 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     print(f"parameters  {found.parameters:,}{some}")
     print(f"memory      about {found.memory / 2**30:.2f} GiB (weights, optimiser, average, activations)")
     if found.kept:
-        many = f", {found.kept * count / 2**30:.3g} GiB for {count:,}" if count else ""
+        many = f", {found.kept * count / 2**20:,.1f} MiB for {count:,}" if count else ""
         print(f"disk        {found.kept / 2**10:.3g} KiB of latents for each training image{many}")
     print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {_duration(found.seconds)} on this {chosen.type} in fp32")
     return 0
@@ -199,13 +199,14 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def print_result(out: Path, result: dict[str, Any], objective: ObjectiveSettings) -> None:
+def print_result(out: Path, result: dict[str, Any], settings: TrainSettings) -> None:
     """The result of a finished run, and what to do next."""
     print(f"{out}: {result['n_images']:,} images at {result['images_per_second']:,.0f} img/s")
     print("  " + metrics_line(result["metrics"]))
     print(f"  report: {out / 'report.html'}")
+    objective = settings.objective
     if objective.kind == "autoencoder":
-        print(f"  next: twofold train latent-fashion-mini codec={out}")
+        print(f"  next: twofold train latent-fashion-mini data={settings.data.source} codec={out}")
         return
     generates = getattr(objective, "denoise", objective.kind in ("denoising", "joint"))
     print("  next: " + (f"twofold sample {out}    " if generates else "") + f"twofold evaluate {out}")

@@ -52,7 +52,8 @@ class ConvNet(nn.Module):
             self.stages.append(Stage(widths[max(0, i - 1)], width, 1 if i == 0 else 2))
         self.norm = nn.GroupNorm(_groups(widths[-1]), widths[-1])
         self.dropout = nn.Dropout(settings.dropout)
-        self.linear = nn.Linear(widths[-1], classes)
+        self.pool = settings.pool
+        self.linear = nn.Linear(widths[-1] * settings.pool**2, classes)
         self.layers: Mapping[str, Layer] = {
             f"stage.{i}": Layer(stage, width, 2**i)
             for i, (stage, width) in enumerate(zip(self.stages, widths, strict=True))
@@ -62,7 +63,9 @@ class ConvNet(nn.Module):
         h = self.stem(x)
         for stage in self.stages:
             h = stage(h)
-        return self.linear(self.dropout(F.silu(self.norm(h)).mean((2, 3))))
+        h = F.silu(self.norm(h))
+        h = h.mean((2, 3)) if self.pool == 1 else F.adaptive_avg_pool2d(h, self.pool).flatten(1)
+        return self.linear(self.dropout(h))
 
 
 def _groups(channels: int) -> int:

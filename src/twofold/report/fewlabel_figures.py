@@ -14,7 +14,8 @@ from .grids import _draw, as_tiles, image_grid
 
 STAGES = {  # in the order of the page; others come behind, under their own names
     "stage 1": ("Stage 1", "a classifier of the labelled images"),
-    "self-training": ("Self-training", "the same, retrained on its pseudo labels"),
+    "self-training": ("Self-training", "a classifier of pseudo-labelled images"),
+    "self-training, corrected": ("Self-training, corrected", "the same, of pseudo labels corrected out of fold"),
     "generated alone": ("Generated alone", "a classifier of generated images, no real one"),
     "stage 3": ("Stage 3", "a classifier of labelled and generated images"),
 }

@@ -146,6 +146,7 @@ class ConvNetSettings(Settings):
     kind: Literal["convnet"] = "convnet"
     channels: int = Field(32, ge=4, description="channels of the first stage; doubled at each reduction")
     stages: int = Field(2, ge=1, description="stages, each halving the resolution after the first")
+    pool: int = Field(1, ge=1, description="the last map is averaged over the parts of a grid of so many by so many")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout before the linear layer")
     classes: int | None = Field(None, ge=2, description="classes; null = those of the data")
 

@@ -6,8 +6,8 @@ run(settings, out)       everything, or one stage; the same call again continues
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,17 @@ from ...settings.fewlabel import FewLabelSettings
 from ...settings.resolve import differences, load_yaml, to_yaml
 from ...settings.text import plain, read_text
 from ..training import make_accelerator, versions
-from . import outcome, recipes, stages
+from . import foresee, outcome, stages
 from .crew import Crew, Watch
 from .parts import Part, Parts
 from .refine import refined
-from .stages import Known, Mix
+from .stages import Known, Mix, Start
 from .subject import Subject, complete
 from .workshop import Workshop
 
 __all__ = ["Crew", "FewLabel", "Watch", "run"]
 
-SETTINGS, RESULT, PARTS = "settings.yaml", "result.json", "parts"
+SETTINGS, RESULT, PARTS, RECORD = "settings.yaml", "result.json", "parts", "parts.json"
 GRID = 10  # images of each class that are shown
 
 
@@ -52,10 +52,8 @@ def run(
     start = time.monotonic()
     accelerator = make_accelerator(device)
     crew = Crew(accelerator, watch)
-    recipes.check(settings)
-    settings = complete(settings)
-    subject = Subject(open_store(settings.data, packing if crew.first else None))
-    experiment = FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
+    experiment = prepare(settings, out, crew, packing, parts)
+    foresee.check(experiment.shop)
     with experiment.held():
         experiment.stages()
         result = experiment.result(command, time.monotonic() - start)
@@ -66,12 +64,25 @@ def run(
     return result, pictures
 
 
+def prepare(
+    settings: FewLabelSettings,
+    out: str | Path,
+    crew: Crew,
+    packing: Callable[[int, int | None], None] | None = None,
+    parts: str | Path | None = None,
+) -> FewLabel:
+    """An experiment with its data, of which nothing has been made and nothing written; see `run`."""
+    settings = complete(settings)
+    subject = Subject(open_store(settings.data, packing if crew.first else None))
+    return FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
+
+
 class FewLabel:
     """One experiment in its folder. After `stages`, what has been made is in its attributes."""
 
     def __init__(self, settings: FewLabelSettings, subject: Subject, crew: Crew, out: Path, parts: Path) -> None:
         self.settings, self.subject, self.crew, self.out = settings, subject, crew, out
-        self.shop = Workshop(settings, subject, crew, Parts(parts, crew))
+        self.shop = Workshop(settings, subject, crew, Parts(parts, crew, out / RECORD))
         self.accuracy: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
         self.labels: Any = None
@@ -79,10 +90,18 @@ class FewLabel:
         self.final: Any = None
         self.model: Any = None
 
-    def held(self) -> Any:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """The folder, locked, with its settings in it. Raises `UserError` where it is another experiment's."""
-        if not self.crew.first:
-            return nullcontext()
+        held: list[FileLock] = []
+        self.crew.by_first(lambda: held.append(self._lock()))
+        try:
+            yield
+        finally:
+            for lock in held:
+                lock.release()
+
+    def _lock(self) -> FileLock:
         if self.out.exists() and not self.out.is_dir():
             raise UserError(str(self.out), "is a file", "give --out a folder")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +110,11 @@ class FewLabel:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(str(self.out), "another process works in this folder", "wait for it or stop it") from None
-        self._settle()
+        try:
+            self._settle()
+        except BaseException:
+            lock.release()
+            raise
         return lock
 
     def _settle(self) -> None:
@@ -129,7 +152,7 @@ class FewLabel:
                 return
             answers = self._third(known, first, answers, turn)
             self.rounds.append(self._round())
-            start = self.model if s.generator.warm_start else None
+            start = Start(str(self.model.path), self.model.content) if s.generator.warm_start else None
 
     def _third(self, known: Known, first: Part, answers: Part, turn: int) -> Part:
         """Stage 3 of one round, and beside it what its parts do alone; the answers that the next round begins with."""
@@ -142,11 +165,20 @@ class FewLabel:
         self.final = stages.final_classifier(shop, known, labels, self.made, mix, "final", turn)
         self.accuracy["stage 3"] = outcome.accuracy(shop, self.final)
         if final.compare:
-            for name, alone in {"self-training": Mix(1.0, 0.0, 1.0), "generated alone": Mix(0.0, 1.0, 0.0)}.items():
-                kind = name.replace(" ", "-")
-                part = stages.final_classifier(shop, known, self.labels, self.made, alone, kind, turn)
-                self.accuracy[name] = outcome.accuracy(shop, part)
+            self._alone(known, first, turn)
         return answers if self.settings.pseudo.folds else self.final
+
+    def _alone(self, known: Known, first: Part, turn: int) -> None:
+        """The final learner without what is before or beside it: of plain and of corrected pseudo labels, of images."""
+        shop, only_labels = self.shop, Mix(1.0, 0.0, 1.0)
+        several = {"self-training": (self.labels, only_labels), "generated alone": (self.labels, Mix(0.0, 1.0, 0.0))}
+        if self.settings.pseudo.folds:
+            several["self-training, corrected"] = several["self-training"]
+            several["self-training"] = (stages.pseudo_labels(shop, first, "pseudo-plain"), only_labels)
+        for name, (labels, mix) in several.items():
+            kind = name.replace(",", "").replace(" ", "-")
+            part = stages.final_classifier(shop, known, labels, self.made, mix, kind, turn)
+            self.accuracy[name] = outcome.accuracy(shop, part)
 
     def _round(self) -> dict[str, Any]:
         pseudo = outcome.of_pseudo_labels(self.shop, self.labels)["accuracy"]

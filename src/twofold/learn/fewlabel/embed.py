@@ -45,17 +45,25 @@ class Embedder(Protocol):
 
 @dataclass
 class OfDenoiser:
-    """Features of a denoiser. source: where it is."""
+    """Features of a denoiser. source: where it is. name: a hash of it. precision: of its numbers."""
 
     reader: Reader
     source: str
     name: str
     pool: str
+    precision: str
 
     @property
     def facts(self) -> dict[str, Any]:
         r = self.reader
-        return {"model": self.name, "places": [list(p) for p in r.places], "pool": self.pool, "draws": r.draws}
+        return {
+            "model": self.name,
+            "places": [list(p) for p in r.places],
+            "pool": self.pool,
+            "draws": r.draws,
+            "seed": r.views.seed,
+            "precision": self.precision,
+        }
 
     def embed(self, images: Tensor) -> Tensor:
         return self.reader.read(images)
@@ -91,11 +99,17 @@ def of_denoiser(
     denoiser = load(source, device=device)
     if not isinstance(denoiser, Denoiser):
         raise UserError(f"features.model={source}", "holds a classifier", "give a denoiser's run")
-    denoiser.autocast = DTYPES[numbers(precision, device)]
+    precision = numbers(precision, device)
+    denoiser.autocast = DTYPES[precision]
+    reader = reader_of(denoiser, features, micro_batch, seed)
+    return OfDenoiser(reader, source, model_hash(denoiser), features.pool, precision)
+
+
+def reader_of(denoiser: Denoiser, features: OwnFeatures, micro_batch: int, seed: int) -> Reader:
+    """What reads these features. Raises `UserError` for layers, levels and poolings that the denoiser does not have."""
     layers = features.layers or middle_layers(denoiser)
     places = [(layer, float(sigma)) for sigma in features.sigmas for layer in layers]
-    reader = Reader(denoiser, places, features.pool, features.draws, seed, micro_batch=micro_batch)
-    return OfDenoiser(reader, source, model_hash(denoiser), features.pool)
+    return Reader(denoiser, places, features.pool, features.draws, seed, micro_batch=micro_batch)
 
 
 def middle_layers(denoiser: Denoiser) -> tuple[str, ...]:
@@ -118,7 +132,7 @@ def numbers(precision: str, device: torch.device) -> str:
 
 @dataclass
 class OfEncoder:
-    """Features of a frozen encoder, by its name in the settings."""
+    """Features of a frozen encoder. name: what `encoder` takes, wherever the classifier is used."""
 
     reads: Any
     name: str
@@ -126,7 +140,7 @@ class OfEncoder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"encoder": self.name, "version": self.reads.version}
+        return {"encoder": self.reads.name, "version": self.reads.version}
 
     def embed(self, images: Tensor) -> Tensor:
         size = min(self.micro_batch, getattr(self.reads, "batch", self.micro_batch))
@@ -150,4 +164,11 @@ class OfEncoder:
 
 def of_encoder(features: EncoderFeatures, device: torch.device, micro_batch: int) -> OfEncoder:
     """The encoder of this name. Raises `UserError` where there is none, or it does not take its images' size."""
-    return OfEncoder(encoder(features.encoder, device=device), features.encoder, micro_batch)
+    return OfEncoder(encoder(features.encoder, device=device), anywhere(features.encoder), micro_batch)
+
+
+def anywhere(name: str) -> str:
+    """The name of an encoder, with a path in it (`cls:models/vit`) made absolute."""
+    kind, _, source = name.partition(":")
+    path = Path(source).expanduser()
+    return f"{kind}:{path.resolve()}" if source and path.exists() else name

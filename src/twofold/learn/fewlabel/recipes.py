@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from ...errors import UserError
 from ...settings.data import DataSettings
-from ...settings.fewlabel import FewLabelSettings, Network, OwnFeatures
+from ...settings.fewlabel import FewLabelSettings, ImageSettings, Network, OwnFeatures
 from ...settings.presets import open_preset
 from ...settings.resolve import resolve
+from ...settings.sample import SampleSettings
 from ...settings.train import TrainSettings
 
 ROUND = 1000  # added to the seed in each round
@@ -33,7 +34,7 @@ def unconditional(settings: FewLabelSettings) -> TrainSettings:
     return _denoiser(settings, unlabelled(settings.data), 0, settings.features.n_images, None, settings.seed)
 
 
-def conditional(settings: FewLabelSettings, labels: Path, start: Path | None, turn: int) -> TrainSettings:
+def conditional(settings: FewLabelSettings, labels: Path, start: str | None, turn: int) -> TrainSettings:
     """The denoiser that is told labels. start: the model whose weights it begins with, None: none."""
     generator, data = settings.generator, labelled_by(settings.data, labels)
     seed = settings.seed + ROUND * turn
@@ -41,7 +42,7 @@ def conditional(settings: FewLabelSettings, labels: Path, start: Path | None, tu
     if generator.level_mean is not None:
         levels = {"levels": "log_normal", "level_mean": generator.level_mean}
         found = found.model_copy(update={"objective": found.objective.model_copy(update=levels)})
-    return found if start is None else found.model_copy(update={"init_from": str(start)})
+    return found if start is None else found.model_copy(update={"init_from": start})
 
 
 def classifier(
@@ -76,15 +77,20 @@ def classifier(
     return found.model_copy(update={"train": found.train.model_copy(update=update), "validation": validation})
 
 
-def check(settings: FewLabelSettings) -> None:
-    """Builds what can be built of all runs before the first one begins. Raises `UserError` for what cannot be."""
-    nowhere = Path("pseudo.csv")
-    if isinstance(settings.features, OwnFeatures) and settings.features.model is None:
-        unconditional(settings)
-    conditional(settings, nowhere, None, 0)
-    for learner in (settings.learner, settings.final.learner):
-        if isinstance(learner, Network):
-            classifier(settings, learner, None, None, 0)
+def pseudo_images(settings: ImageSettings, classes: int) -> SampleSettings:
+    """How pseudo images are made: as many of each class, in turns."""
+    return SampleSettings(
+        n=settings.per_class * classes,
+        seed=settings.seed,
+        label="all",
+        sampler=settings.sampler,
+        steps=settings.steps,
+        grid=settings.grid,
+        to_zero=settings.to_zero,
+        guidance=settings.guidance,
+        micro_batch=settings.micro_batch,
+        png=False,
+    )
 
 
 def _denoiser(

@@ -21,15 +21,22 @@ from ...data import Store, open_store
 from ...generate.produce import produce
 from ...run import load
 from ...settings.data import DataSettings
-from ...settings.fewlabel import EncoderFeatures, LearnerSettings, Network, OwnFeatures
-from ...settings.sample import SampleSettings
+from ...settings.fewlabel import FewLabelSettings, LearnerSettings, Network
 from ..fastest import DTYPES
 from . import pseudo, recipes
-from .embed import Embedder, numbers, of_denoiser, of_encoder
+from .embed import Embedder, OfDenoiser, numbers
 from .features import Features
 from .learning import Told, learn, learner_of, tempered, together
 from .parts import Part
 from .workshop import IMAGES, MODEL_FILE, TRAIN_FILE, Workshop, write_answers
+
+
+@dataclass(frozen=True)
+class Start:
+    """A denoiser whose weights another one begins with. source: where it is. key: a hash of it."""
+
+    source: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Known:
     embedder: Embedder | None
     features: Features | None
     key: str
-    start: Part | str | None
+    start: Start | None
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,17 @@ class Mix:
 
 def reading(shop: Workshop) -> Known:
     """Stage 1, until labels come in: a denoiser of all images, and its features; or those of a frozen encoder."""
-    s, device = shop.settings, shop.crew.device
-    wanted = [s.learner.kind, s.final.learner.kind]
-    if all(kind == "network" for kind in wanted) and not s.generator.warm_start:
+    s = shop.settings
+    read = reads_features(s)
+    if not read and not s.generator.warm_start:
         return Known(None, None, "", None)
-    start: Part | str | None = None
-    if isinstance(s.features, EncoderFeatures):
-        embedder: Embedder = of_encoder(s.features, device, s.micro_batch)
-    else:
-        start = _denoiser(shop, s.features)
-        where = str(start.path) if isinstance(start, Part) else start
-        embedder = of_denoiser(where, s.features, device, s.precision, s.micro_batch, s.seed)
-    if all(kind == "network" for kind in wanted):
+    embedder: Embedder | None = shop.given
+    start = Start(embedder.source, embedder.name) if isinstance(embedder, OfDenoiser) else None
+    if embedder is None:
+        made = shop.trained("denoiser", recipes.unconditional(s), {}, "a diffusion model of all images")
+        start = Start(str(made.path), made.content)
+        embedder = shop.denoiser_features(start.source) if read else None
+    if embedder is None or not read:
         return Known(None, None, "", start)
     rows = np.concatenate([shop.subject.train, shop.subject.test])
     facts = {"images": shop.subject.images_key}
@@ -75,10 +81,9 @@ def reading(shop: Workshop) -> Known:
     return Known(embedder, features, part.content, start)
 
 
-def _denoiser(shop: Workshop, features: OwnFeatures) -> Part | str:
-    if features.model is not None:
-        return features.model
-    return shop.trained("denoiser", recipes.unconditional(shop.settings), {}, "a diffusion model of all images")
+def reads_features(settings: FewLabelSettings) -> bool:
+    """Whether any classifier learns from features, and not from images."""
+    return not (isinstance(settings.learner, Network) and isinstance(settings.final.learner, Network))
 
 
 def first_classifier(shop: Workshop, known: Known, settings: LearnerSettings, kind: str = "classifier") -> Part:
@@ -112,11 +117,11 @@ def pseudo_labels(shop: Workshop, classifier: Part, kind: str = "pseudo") -> Par
     return shop.small(kind, facts, work, files=lambda path: [path / pseudo.FILE])
 
 
-def generator(shop: Workshop, labels: Part, start: Part | str | None, turn: int) -> Part:
+def generator(shop: Workshop, labels: Part, start: Start | None, turn: int) -> Part:
     """Stage 2: the denoiser that is told these labels. start: whose weights it begins with; None: none."""
-    where = start.path if isinstance(start, Part) else None if start is None else Path(start)
-    settings = recipes.conditional(shop.settings, labels.path / pseudo.FILE, where, turn)
-    facts = {"labels": labels.content, "start": start.content if isinstance(start, Part) else start}
+    source = None if start is None else start.source
+    settings = recipes.conditional(shop.settings, labels.path / pseudo.FILE, source, turn)
+    facts = {"labels": labels.content, "start": None if start is None else start.key}
     return shop.trained(in_round("generator", turn), settings, facts, "a diffusion model that is told the labels")
 
 
@@ -127,20 +132,8 @@ def in_round(kind: str, turn: int) -> str:
 
 def images(shop: Workshop, model: Part, turn: int = 0) -> Part:
     """Stage 3: as many pseudo images of each class, every one with a seed of its own."""
-    s = shop.settings.images
-    wanted = SampleSettings(
-        n=s.per_class * len(shop.subject.classes),
-        seed=s.seed,
-        label="all",
-        sampler=s.sampler,
-        steps=s.steps,
-        grid=s.grid,
-        to_zero=s.to_zero,
-        guidance=s.guidance,
-        micro_batch=s.micro_batch,
-        png=False,
-    )
-    crew = shop.crew
+    s, crew = shop.settings.images, shop.crew
+    wanted = recipes.pseudo_images(s, len(shop.subject.classes))
     precision = numbers(shop.settings.precision, crew.device)
 
     def work(path: Path) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...adapters.latent_codec import LatentCodec
 from ...data import Store
 from ...files import atomic_bytes, atomic_file
 from ...recognize.classifier import NetworkClassifier
 from ...run import Run, load, open_codec
-from ...settings.fewlabel import FewLabelSettings
+from ...settings.fewlabel import EncoderFeatures, FewLabelSettings, OwnFeatures
 from ...settings.resolve import differences, to_yaml
 from ...settings.train import TrainSettings
 from ..training import train
 from .crew import Crew
-from .embed import Embedder
+from .embed import Embedder, OfDenoiser, OfEncoder, of_denoiser, of_encoder
 from .features import Features, extract
 from .parts import Part, Parts
 from .subject import Subject
@@ -52,7 +53,7 @@ class Workshop:
             **facts,
         }
         if settings.codec is not None:
-            inputs["codec"] = self.codec_key
+            inputs["codec"] = self.codec.key if self.codec is not None else ""
 
         def work(path: Path) -> None:
             self.crew.by_first(lambda: _moved(Run(path), settings))
@@ -62,11 +63,24 @@ class Workshop:
         return self.parts.make(kind, inputs, lambda path: [path / MODEL_FILE], work)
 
     @cached_property
-    def codec_key(self) -> str:
-        """A name of the recipe's autoencoder."""
+    def codec(self) -> LatentCodec | None:
+        """The recipe's autoencoder. Raises `UserError` where there is none of that name, or it does not fit."""
         codec = self.settings.diffusion.codec
-        assert codec is not None
-        return open_codec(codec, self.subject.store.shape).key
+        return None if codec is None else open_codec(codec, self.subject.store.shape)
+
+    @cached_property
+    def given(self) -> OfDenoiser | OfEncoder | None:
+        """What reads features where it need not be trained first. Raises `UserError` where it cannot be had."""
+        features = self.settings.features
+        if isinstance(features, EncoderFeatures):
+            return of_encoder(features, self.crew.device, self.settings.micro_batch)
+        return None if features.model is None else self.denoiser_features(features.model)
+
+    def denoiser_features(self, source: str) -> OfDenoiser:
+        """The features of the denoiser there, as the settings want them."""
+        s = self.settings
+        assert isinstance(s.features, OwnFeatures)
+        return of_denoiser(source, s.features, self.crew.device, s.precision, s.micro_batch, s.seed)
 
     def small(
         self,
