@@ -79,26 +79,26 @@ def test_run_again_otherwise_and_use_what_came_out(tmp_path: Path, capsys: pytes
         (tmp_path / "new").mkdir(exist_ok=True)
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(tmp_path / "new" / f"{i}.png")
     capsys.readouterr()
-    assert main(["predict", first["classifier"], str(tmp_path / "new"), "--quiet"]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
+    answers = tmp_path / "answers.csv"
+    assert main(["predict", first["classifier"], str(tmp_path / "new"), "--quiet", "--out", str(answers)]) == 0
+    lines = answers.read_text().splitlines()
     assert len(lines) == 4 and lines[1].startswith("0.png")
+    assert len({row["folder"] for row in first["parts"]}) == len(first["parts"])
     words = ["n=4", "label=3", "steps=1", "--quiet", "--device", "cpu", "--out", str(tmp_path / "samples")]
     assert main(["sample", first["generator"], *words]) == 0
     assert main(["evaluate", first["generator"], "n=20", "steps=1", "--quiet", "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["encoder", "network"])
-def test_classifiers_of_other_kinds_answer_from_the_command_line(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classifiers_of_other_kinds_answer_from_the_command_line(kind: str, tmp_path: Path) -> None:
     words = ["features.kind=encoder", "features.encoder=pixels", "generator.warm_start=false", "final.compare=false"]
     if kind == "network":
         words += ["learner.kind=network", "learner.n_images=256"]
     result = fewlabel(tmp_path / "out", *words)
     Image.new("L", (8, 8), 200).save(tmp_path / "grey.png")
-    capsys.readouterr()
-    assert main(["predict", result["classifier"], str(tmp_path / "grey.png"), "--quiet"]) == 0
-    assert "grey.png" in capsys.readouterr().out
+    answers = str(tmp_path / "answers.csv")
+    assert main(["predict", result["classifier"], str(tmp_path / "grey.png"), "--quiet", "--out", answers]) == 0
+    assert "grey.png" in Path(answers).read_text()
 
 
 def test_a_dry_run_says_what_will_be_done_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

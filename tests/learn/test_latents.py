@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from twofold.settings.codec import CodecSettings
 from twofold.settings.resolve import resolve, to_yaml
 from twofold.settings.train import TrainSettings
 
-from .common import TINY, same, weights
+from .common import TINY, same, torchrun, weights
 
 AUTOENCODER: dict[str, Any] = {
     **TINY,
@@ -184,12 +181,8 @@ def test_two_processes_make_moments_and_weights_as_one_does(autoencoder: Path, t
     results = []
     for count, parts in ((1, 32), (2, 8)):
         cache, out = tmp_path / f"cache{count}", tmp_path / f"run{count}"
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0"]
-        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "twofold", "train"]
-        command += [str(tmp_path / "settings.yaml"), f"train.micro_batch={parts}", "--out", str(out), "--device", "cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TWOFOLD_CACHE": str(cache)}
-        done = subprocess.run([*command, "--quiet"], env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        words = ["-m", "twofold", "train", tmp_path / "settings.yaml", f"train.micro_batch={parts}", "--out", out]
+        torchrun(*words, "--device", "cpu", "--quiet", count=count, TWOFOLD_CACHE=cache)
         kept = sorted((cache / "moments").glob("*/moments-*.npy"))
         assert len(kept) == 2 and not list((cache / "moments").glob("*/.*.part"))
         results.append((weights(out), [(file.parent.name, file.read_bytes()) for file in kept]))

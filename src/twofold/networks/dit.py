@@ -64,6 +64,20 @@ class NoiseAndLabel(nn.Module):
         return emb if self.label is None else emb + self.label(label)
 
 
+def label_rows(x: Tensor, cond: Cond | None, classes: int) -> Tensor:
+    """Rows (B,) of an embedding with one for each class and the last for "no label", which is -1 or a missing key.
+
+    x: whatever has B and the device. Raises `UserError` for a label that there is no class for.
+    """
+    label = (cond or {}).get("label")
+    if label is None:
+        return torch.full((len(x),), classes, dtype=torch.long, device=x.device)
+    # elsewhere than on a CPU reading a label would stall every step; there the embedding itself stops a wrong one
+    if (not classes or label.device.type == "cpu") and int(label.max()) >= classes:
+        raise UserError(f"label {int(label.max())}", f"the network knows {classes} classes", "-1 is none")
+    return torch.where(label < 0, classes, label).to(x.device)
+
+
 class SelfAttention(nn.Module):
     """Self-attention over tokens: (B, N, D) -> (B, N, D)."""
 
@@ -154,7 +168,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         self._check(*x.shape[2:])
-        label = self._label(x, cond or {})
+        label = label_rows(x, cond, self.classes)
         embs = [embedder(c_noise, label) for embedder in self.embedders]
         h = self._tokens(x)
         for k, block in enumerate(self.blocks):
@@ -175,15 +189,6 @@ class DiT(nn.Module):
         trained = (height // patch, width // patch)
         table = positions(self.settings.width, (h.shape[2], h.shape[3]), trained, h.device)
         return (h.flatten(2).transpose(1, 2) + table.to(h.dtype)).transpose(1, 2).unflatten(2, h.shape[2:])
-
-    def _label(self, x: Tensor, cond: Cond) -> Tensor:
-        label = cond.get("label")
-        if label is None:
-            return torch.full((len(x),), self.classes, dtype=torch.long, device=x.device)
-        # elsewhere than on a CPU reading a label would stall every step; there the embedding itself stops a wrong one
-        if (not self.classes or label.device.type == "cpu") and int(label.max()) >= self.classes:
-            raise UserError(f"label {int(label.max())}", f"the network knows {self.classes} classes", "-1 is none")
-        return torch.where(label < 0, self.classes, label).to(x.device)
 
     def _check(self, height: int, width: int) -> None:
         problem = self.size_problem(height, width)

@@ -21,7 +21,7 @@ from ..denoiser import State
 from ..errors import UserError
 from ..settings.network import UViTSettings
 from ..taps import Layer
-from .dit import SelfAttention
+from .dit import SelfAttention, label_rows
 from .unet import sinusoid
 
 Cond = Mapping[str, Tensor]
@@ -156,7 +156,7 @@ class UViT(nn.Module):
         """The tokens of label and time, without positions: (B, 1 or 2, D)."""
         waves = sinusoid(c_noise, self.settings.width, "cos_sin", endpoint=False).to(self.positions.dtype)
         tokens = [self.time(waves)]
-        label = self._label(x, cond or {})
+        label = label_rows(x, cond, self.classes)
         if self.label is not None:
             tokens.insert(0, self.label(label))
         return torch.stack(tokens, dim=1)
@@ -203,16 +203,6 @@ class UViT(nn.Module):
         table = self._map(self.positions, self.grid)
         table = F.interpolate(table, grid, mode="bicubic", align_corners=False)
         return torch.cat([self.positions[:, : self.extra], table.flatten(2).transpose(1, 2)], dim=1)
-
-    def _label(self, x: Tensor, cond: Cond) -> Tensor:
-        """Rows of the embedding, (B,)."""
-        label = cond.get("label")
-        if label is None:
-            return torch.full((len(x),), self.classes, dtype=torch.long, device=x.device)
-        # elsewhere than on a CPU reading a label would stall every step; there the embedding itself stops a wrong one
-        if (not self.classes or label.device.type == "cpu") and int(label.max()) >= self.classes:
-            raise UserError(f"label {int(label.max())}", f"the network knows {self.classes} classes", "-1 is none")
-        return torch.where(label < 0, self.classes, label).to(x.device)
 
     def _check(self, height: int, width: int) -> None:
         problem = self.size_problem(height, width)

@@ -89,7 +89,8 @@ class Parts:
         because = "; ".join(different(before, plain)) if before else ""
         made = "found" if there else "redone" if because else "made"
         part = Part(kind, path, facts["content"], facts["seconds"], made, because)
-        self.used.append(part)
+        if all(one.path != path for one in self.used):  # features are used by several classifiers
+            self.used.append(part)
         if self.crew.first and self.record is not None:
             noted = self._noted()
             if noted.get(kind) != path.name:
