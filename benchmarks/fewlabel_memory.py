@@ -2,10 +2,10 @@
 
     python benchmarks/fewlabel_memory.py --images 20000 80000
 
-For each number an .npz file of random 8x8 images with ten classes is made and packed. A child process reads the features
-of a small denoiser with random weights at two layers (512 numbers an image), learns the published logistic regression
-from two labels of each class and answers about all images. It counts how often the denoiser's codec is given an image
-while features are read. Anonymous memory is what the process owns; the memory-mapped store is the page cache's.
+For each number an .npz file of random 8x8 images with ten classes is made. A child process packs it; another one reads
+the features of a small denoiser with random weights, learns the published logistic regression from two labels of each
+class and answers about all images. It counts how many images the denoiser's codec is given while features are read.
+Anonymous memory is what the process owns; the memory-mapped store is the page cache's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
 
 source, out = sys.argv[1], Path(sys.argv[2])
-network = {"kind": "unet", "channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": []}
+network = {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": []}
 model, _ = resolve(TrainSettings, [("benchmark", {"data": "digits", "network": network, "noise": {"kind": "edm"}})])
 run = Run(out / "model")
 if not run.settings_file.is_file():
@@ -46,7 +46,11 @@ if not run.settings_file.is_file():
 given = {"data": {"source": source, "test_share": 0.0}, "labels_per_class": 2, "learner": {"kind": "logistic"},
          "features": {"model": str(run.path), "draws": 1, "sigmas": [0.1]}, "pseudo": {"folds": 0}}
 settings = resolve(FewLabelSettings, layers_of("mini", given)[0])[0]
-experiment = prepare(settings, out / source, Crew(make_accelerator("cpu")), parts=out / "parts" / Path(source).stem)
+place = out / Path(source).stem
+place.mkdir(exist_ok=True)
+experiment = prepare(settings, place, Crew(make_accelerator("cpu")))
+if sys.argv[3] == "pack":
+    sys.exit()
 
 seen, encode = [0], PixelCodec.encode
 def counted(self, images, *rest):
@@ -67,8 +71,8 @@ known = stages.reading(experiment.shop)
 answers = stages.first_classifier(experiment.shop, known, settings.learner)
 done = True
 thread.join()
-print(json.dumps({"peak_mib": round(peak / 1024), "read": seen[0], "width": known.features.take(
-    __import__("numpy").arange(1)).shape[1]}))
+numbers = known.features.files()[0].stat().st_size // 4 // min(4096, len(known.features))
+print(json.dumps({"peak_mib": round(peak / 1024), "read": seen[0], "numbers_an_image": numbers}))
 """
 
 
@@ -83,7 +87,8 @@ def main() -> None:
             images = random.integers(0, 256, (n, 8, 8), np.uint8)
             np.savez(source, images=images, labels=np.arange(n) % 10)
             words = [sys.executable, "-c", CHILD, str(source), folder]
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+            subprocess.run([*words, "pack"], env=environment, check=True)
+            done = subprocess.run([*words, "learn"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
             report("fewlabel_memory", images=n, **json.loads(done.stdout.splitlines()[-1]))
 
 

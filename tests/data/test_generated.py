@@ -120,6 +120,24 @@ def test_classes_by_number_where_names_are_others(put: Put) -> None:
 
 
 @pytest.mark.usefixtures("two")
+def test_classes_may_be_those_of_a_label_file(put: Put) -> None:
+    for i in range(20):
+        put(f"bare/{i:02}.png", pixels(i, 4, 6))
+    Path("mine.csv").write_text("id,class\n00.png,cat\n01.png,bee\n02.png,ant\n")
+    store = open_store(settings(source="bare", labels="mine.csv"))
+    assert store.classes == ["ant", "bee", "cat"] and store.n_generated == 12
+    assert store.labels[:3].tolist() == [2, 1, 0] and store.labels[20:].tolist() == [0] * 6 + [1] * 6
+    Path("mine.csv").write_text("id,class\n00.png,wasp\n01.png,bee\n02.png,ant\n03.png,aardvark\n")
+    store = open_store(settings(source="bare", labels="mine.csv"))  # the same store, whose classes are others now
+    assert store.labels[20:].tolist() == [1] * 6 + [2] * 6
+    os.rename("g/ant", "g/antt")
+    with pytest.raises(UserError, match=r"data.generated=g: data.labels=mine.csv has no class 'antt'; did you .*'ant'"):
+        _ = open_store(settings(source="bare", labels="mine.csv")).labels
+    with pytest.raises(UserError, match=r"data.generated=g: data=bare has no classes; .*data.labels=FILE"):
+        _ = open_store(settings(source="bare")).labels
+
+
+@pytest.mark.usefixtures("two")
 def test_what_does_not_go_together_is_told(put: Put) -> None:
     os.rename("g/ant", "g/antt")
     assert error() == "data.generated=g: data=x has no class 'antt'; did you mean 'ant'?"

@@ -77,7 +77,7 @@ def test_processes_and_one_process_end_with_the_same_files(store: Store, monkeyp
     assert found.shards == 5
     for i in range(found.shards):
         found.file(i).unlink()
-    list(fill(found, Halves(), store))
+    list(fill(found, Halves(), store, 2, 3))  # the others have folders of their own
     assert [found.file(i).read_bytes() for i in range(found.shards)] == shared
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from twofold.learn.fewlabel.parts import different
 from twofold.learn.fewlabel.pseudo import pseudo_labels
 from twofold.learn.fewlabel.subject import Subject, complete
 from twofold.learn.training import make_accelerator
+from twofold.report.fewlabel import write_page
 from twofold.settings.data import DataSettings
 from twofold.settings.fewlabel import FewLabelSettings, PseudoSettings
 from twofold.settings.fewlabel_layers import layers_of
@@ -385,6 +387,31 @@ def test_a_model_that_is_given_is_an_input_by_its_content(
         found.append(run(settings, tmp_path / "out", "cpu", parts=tmp_path / "parts")[0])
     assert {row["made"] for row in found[0]["parts"]} == {"made"}
     assert {row["made"] for row in found[1]["parts"]} == {"found"}
+
+
+def test_classes_of_any_name_without_test_images_in_two_rounds(digits: Path, tmp_path: Path) -> None:
+    """Names that are also words of the sampler, of markup, of CSV; the page shows them as they are."""
+    from PIL import Image
+
+    names = ["all", "none", "-1", 'x, "y" <b>', "a/b", "ß"]
+    found = np.load(digits / "digits.npz")
+    rows = np.flatnonzero(found["labels"] < len(names))[:60]
+    (tmp_path / "images").mkdir()
+    for i in rows:
+        Image.fromarray(found["images"][i]).save(tmp_path / "images" / f"{i:03d}.png")
+    with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        lines = [[f"{i:03d}.png", names[found["labels"][i]]] for i in rows[:20]]
+        csv.writer(file).writerows([["id", "class"], *lines])
+    settings = settings_of(f"data={tmp_path / 'images'}", f"labels={tmp_path / 'labels.csv'}", "rounds=2")
+    result, pictures = run(settings, tmp_path / "out", "cpu")
+    assert sorted(result["classes"]) == sorted(names) and result["data"]["labelled"].keys() == set(names)
+    assert result["accuracy"]["stage 3"]["value"] is None and result["pseudo"]["accuracy"] is None
+    assert [row["name"] for row in result["parts"]].count("generator-round2") == 1 and len(result["rounds"]) == 2
+    assert pictures["samples"].shape[:2] == (6, 3)
+    page = write_page(tmp_path / "out", result, pictures).read_text("utf-8")
+    assert "no accuracy is known" in page and "<b>" not in page
+    generator: Any = twofold.load(result["generator"])
+    assert sorted(generator.class_names) == sorted(names)
 
 
 def test_more_labels_than_images_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ TINY: dict[str, Any] = {
     },
     "images": {"steps": 1},
     "features": {"draws": 1, "sigmas": [0.1]},
-    "pseudo": {"temperature": 1.0},
+    "pseudo": {"temperature": 1.0, "folds": 0},
+    "final": {"learner": {"kind": "logistic"}, "pseudo": 0.0},
 }
 DIGITS = load_digits()
 ROWS = np.flatnonzero(DIGITS.target < 3)[:60]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +23,12 @@ from twofold.learn.objectives.freematch import U_AFTER, U_STRONG, U_WEAK, FreeMa
 from twofold.learn.optimise import learning_rate, make_optimizer
 from twofold.recognize.classifier import NetworkClassifier
 from twofold.run import Run, load
+from twofold.settings.data import DataSettings
 from twofold.settings.freematch import FreeMatch
 from twofold.settings.resolve import resolve
 from twofold.settings.train import LoopSettings, TrainSettings
 
-from .common import same, weights
+from .common import same, torchrun, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 6, 6)
@@ -181,7 +179,7 @@ def test_fairness() -> None:
     expected = (a[:2] * np.log(b[:2])).sum()
     assert float(fairness(chances, shares, answered)) == pytest.approx(expected, rel=1e-5)
     made, plain, batch = objective(fairness=0.5), objective(), batch_of(12, 4)
-    difference = begun(made, batch) - begun(plain, batch)
+    difference = (begun(made, batch) - begun(plain, batch)).detach()
     assert torch.allclose(difference, difference[0].expand(12), atol=1e-6) and float(difference[0]) != 0
 
 
@@ -259,6 +257,22 @@ def test_resumed_is_uninterrupted_and_equal_runs_are_equal_files(tmp_path: Path,
 def test_without_keep_best_nothing_is_chosen(tmp_path: Path) -> None:
     result = train(freematch(validation={"keep_best": False}), tmp_path / "run", "cpu")
     assert not any("best" in name for name in result["metrics"]) and not Run(tmp_path / "run").snapshots.exists()
+
+
+def test_without_a_held_out_label_nothing_is_measured(tmp_path: Path) -> None:
+    """A loss of 0 would be the best there can be."""
+    from twofold.cli.show import metrics_line
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "bare.npz", images=rng.integers(0, 256, (60, 8, 8), np.uint8))
+    source = str(tmp_path / "bare.npz")
+    store = open_store(DataSettings(source=source))
+    ids = [store.id(int(row)) for row in store.indices("train")[:4]]
+    (tmp_path / "mine.csv").write_text("id,class\n" + "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(ids)))
+    data = {"source": source, "labels": str(tmp_path / "mine.csv"), "labels_per_class": None}
+    result = train(freematch(data=data, objective={"labelled_batch": 4}), tmp_path / "run", "cpu")
+    assert not {"loss", "accuracy", "best_loss"} & result["metrics"].keys()
+    assert not Run(tmp_path / "run").snapshots.exists() and "nothing measured" in metrics_line(result["metrics"])
 
 
 def test_no_hidden_label_is_seen(tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from twofold.learn.batches import Batches
 from twofold.learn.events import Logged
 from twofold.run import Run, load
 
-from .common import TINY, learned_levels, tiny, weights
+from .common import TINY, learned_levels, tiny, torchrun, weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +20,7 @@ from twofold.learn.memory import is_out_of_memory
 from twofold.learn.objectives.denoising import DenoisingObjective
 from twofold.run import Run
 
-from .common import same, tiny, weights
+from .common import same, tiny, torchrun, weights
 from .test_loop import ROOT, close, no_dropout
 from .test_resume import Interrupted, die_at
 

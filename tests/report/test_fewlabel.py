@@ -121,6 +121,16 @@ def test_the_page_says_what_is_known(tmp_path: Path) -> None:
     assert text.index("ant bee 2") > text.index("bee cat 7") and order[1] < order[2]
 
 
+def test_the_page_says_what_the_last_classifier_learned_from() -> None:
+    def text(**final: float) -> str:
+        found = result(settings={"final": final})
+        return words(render(found, draw(found, {})))
+
+    assert "a classifier of labelled, pseudo-labelled and generated images" in text(pseudo=1.0, generated=1.0)
+    assert "a classifier of labelled and generated images" in text(pseudo=0.0, generated=1.0)
+    assert "a classifier of labelled and pseudo-labelled images" in text(pseudo=1.0, generated=0.0)
+
+
 def test_without_labels_of_test_images_and_without_hidden_ones(tmp_path: Path) -> None:
     unknown = {name: accuracy(None, 0) for name in ("stage 1", "stage 3")}
     found = result(accuracy=unknown, rounds=[{"pseudo": None, "stage 3": accuracy(None, 0)}])

@@ -112,7 +112,7 @@ def dry_run(settings: FewLabelSettings, out: Path, device: str | None, parts: st
     for i, work in enumerate(works):
         stage = f"stage {work.stage}" if i == 0 or works[i - 1].stage != work.stage else ""
         size = f"{work.parameters:,} parameters, " if work.parameters else ""
-        print(f"{stage:<12}{work.what:<18}{size}{work.images:,} images, about {_duration(work.flops / speed)}")
+        print(f"{stage:<12}{work.what:<26}{size}{work.images:,} images, about {_duration(work.flops / speed)}")
     again = f"; stages 2 and 3 {settings.rounds} times" if settings.rounds > 1 else ""
     time = f"about {_duration(flops / speed)} on this {chosen.type} in fp32"
     print(f"in all      {flops / 1e15:.3g} PFLOP, {time}{again}")

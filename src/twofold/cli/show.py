@@ -110,8 +110,9 @@ def training(title: str, n_images: int, quiet: bool = False) -> Iterator[Any]:
 
 
 def metrics_line(row: dict[str, Any]) -> str:
-    """`held-out loss 0.1234, frechet 0.56` from a validation row."""
+    """`held-out loss 0.1234, frechet 0.56` from a validation row; what to say where it has none."""
     names = {"loss": "held-out loss", "frechet": "Frechet distance", "accuracy": "held-out accuracy"}
     names |= {"psnr": "reconstruction PSNR (dB)", "kl": "divergence of latents (nats)"}
     names["accuracy_always"] = "always the commoner answer"
-    return ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)
+    found = ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)
+    return found or "nothing measured: no held-out image has a label"

@@ -155,7 +155,8 @@ class Join:
                 missing = np.full((part.rows, *row), UNKNOWN if name != "points" else np.nan, SMALL[name])
                 files[name].append(found.get(name, missing))
             for name, count in counts.items():
-                np.add.at(count, found[name], 1)  # -1 is the last one
+                known = found[name] < len(count) - 1  # not the labels of classes that are named by a label file
+                np.add.at(count, np.where(known, found[name], -1), 1)  # -1 is the last one
             files["id_offsets"].append(files["id_bytes"].rows + np.cumsum(found["id_lengths"]))
             files["id_bytes"].append(found["id_bytes"])
             if grouped:

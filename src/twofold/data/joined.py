@@ -23,6 +23,7 @@ from ..errors import UserError, nearest
 from .items import GENERATED, JOINED, Item, Source
 
 PREFIX = f"{JOINED}:"  # of the ids of unlabelled images
+GENERATED_CLASSES = "generated_classes"  # the fact: what generated images are called, where the others have no classes
 
 
 @contextlib.contextmanager
@@ -109,14 +110,26 @@ class Joined:
 
 
 class WithGenerated(Joined):
-    """`first`, and behind it all images of `second` with their labels, as items of the split `GENERATED`."""
+    """`first`, and behind it all images of `second` with their labels, as items of the split `GENERATED`.
+
+    listed: whether a label file may say what the classes of `first` are; where it has none of its own, labels are
+    those of the second source, whose names are among the facts, until that file is read.
+    """
 
     setting, split = "generated", GENERATED
+
+    def __init__(self, first: Source, second: Source, source: str, listed: bool = False) -> None:
+        super().__init__(first, second, source)
+        self._listed = listed
 
     def count(self) -> int:
         """Raises `UserError` where their classes are not those of the first source."""
         _ = self._labels
         return super().count()
+
+    def facts(self) -> dict[str, Any]:
+        found = super().facts()
+        return found if self._first.classes() else {**found, GENERATED_CLASSES: self._second.classes()}
 
     def _label(self, label: int) -> int:
         return -1 if label < 0 else self._labels[label]
@@ -130,10 +143,21 @@ class WithGenerated(Joined):
         if not theirs:
             hint = "give a folder with one sub-folder per class, or a .npz file with labels"
             raise UserError(where, "its images have no labels", hint)
-        unknown = [name for name in theirs if name not in ours]
-        if not unknown:
-            return [ours.index(name) for name in theirs]
-        if all(name.isdecimal() and int(name) < len(ours) for name in theirs):
-            return [int(name) for name in theirs]
-        what = f"{self._first.where} has no class {unknown[0]!r}" if ours else f"{self._first.where} has no classes"
-        raise UserError(where, what, nearest(unknown[0], ours) if ours else "name them in its folders")
+        if not ours and self._listed:
+            return list(range(len(theirs)))
+        return places(theirs, ours, where, self._first.where)
+
+
+def places(theirs: list[str], ours: list[str], where: str, ours_where: str) -> list[int]:
+    """The label that each of their classes has among ours: by its name or, where these are other names, its number.
+
+    where, ours_where: who has them. Raises `UserError` for one that is not among ours.
+    """
+    unknown = [name for name in theirs if name not in ours]
+    if not unknown:
+        return [ours.index(name) for name in theirs]
+    if all(name.isdecimal() and int(name) < len(ours) for name in theirs):
+        return [int(name) for name in theirs]
+    what = f"{ours_where} has no class {unknown[0]!r}" if ours else f"{ours_where} has no classes"
+    hint = nearest(unknown[0], ours) if ours else "name them in its folders, or in a file: data.labels=FILE"
+    raise UserError(where, what, hint)

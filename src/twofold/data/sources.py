@@ -58,7 +58,7 @@ def open_source(settings: DataSettings) -> Source:
         made = settings.of_generated(sampled(settings.generated))
         with named("generated", made.source):
             second = _open(made)
-        found = WithGenerated(found, second, made.source)
+        found = WithGenerated(found, second, made.source, settings.labels is not None)
     return found
 
 

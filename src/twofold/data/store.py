@@ -25,6 +25,7 @@ from ..settings.data import DataSettings
 from .augment import mirror_partners
 from .duplicates import components, image_hashes
 from .items import SPLITS
+from .joined import GENERATED_CLASSES, places
 from .listed import Listed, attributes_from, lists_attributes
 from .pack import Progress, cache_root, complete, pack
 from .sources import fingerprint, fingerprint_of, open_source
@@ -146,12 +147,20 @@ class Store:
             return self._and_generated(np.concatenate([chosen, self.all_labels[self.n_own :]]))
         return self._and_generated(self.all_labels)
 
-    def _and_generated(self, labels: np.ndarray) -> np.ndarray:
-        """labels (N,) with those of generated images: what they were made as, -1 where they are not for training."""
+    def _and_generated(self, labels: np.ndarray, classes: list[str] | None = None) -> np.ndarray:
+        """labels (N,) with those of generated images: what they were made as, -1 where they are not for training.
+
+        classes: of a label file, of which those are where the source has none. Raises `UserError` where they are not.
+        """
         if not self.n_generated:
             return labels
         behind, labels = slice(len(self) - self.n_generated, None), np.array(labels)
-        labels[behind] = np.where(self.codes[behind] == SPLITS.index("train"), self.all_labels[behind], -1)
+        made = self.all_labels[behind]
+        if (theirs := self.meta["facts"].get(GENERATED_CLASSES)) is not None:
+            where, ours = f"data.generated={self.settings.generated}", f"data={self.settings.source}"
+            ours = ours if classes is None else f"data.labels={self.settings.labels}"
+            made = np.array([*places(theirs, classes or [], where, ours), -1])[made]
+        labels[behind] = np.where(self.codes[behind] == SPLITS.index("train"), made, -1)
         return labels
 
     @cached_property
@@ -170,7 +179,7 @@ class Store:
         if self.settings.labels is None or self._listed is not None:
             return None
         found = labelling_from(Path(self.settings.labels).expanduser(), self)
-        labels, sure = self._and_generated(found.labels), np.array(found.confidences)
+        labels, sure = self._and_generated(found.labels, found.classes), np.array(found.confidences)
         sure[len(self) - self.n_generated :] = labels[len(self) - self.n_generated :] >= 0
         return found._replace(labels=labels, confidences=sure)
 

@@ -79,7 +79,7 @@ class Validation:
 
     def measured(self, objective: Objective, count: int, images: Tensor | None = None) -> dict[str, float]:
         """{"loss", "accuracy", "frechet"} over all processes: the second where any label is known, the third of images.
-        And what else the objective measures.
+        And what else the objective measures. No loss where no image counts in it.
 
         With yes-or-no questions "accuracy_always" is what always giving the commoner answer would reach.
 
@@ -90,8 +90,8 @@ class Validation:
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
         loss, counted, right, asked, *more = total.tolist()
-        found = {"loss": loss / max(counted, 1)}
-        found |= {name: value / max(counted, 1) for name, value in zip(objective.measures, more, strict=True)}
+        sums = {"loss": loss, **dict(zip(objective.measures, more, strict=True))}
+        found = {name: value / counted for name, value in sums.items()} if counted else {}
         if asked:
             found["accuracy"] = right / asked
             if getattr(self.settings.objective, "multi_label", False):

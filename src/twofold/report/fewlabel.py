@@ -33,6 +33,8 @@ from .template import CSS
 PAGE_NAME = "report.html"
 MADE = {"made": "made", "found": "there already", "redone": "made again"}
 ROUND = {"pseudo": "Pseudo labels that are right"}
+WITH_PSEUDO = "a classifier of labelled, pseudo-labelled and generated images"
+WITHOUT_GENERATED = "a classifier of labelled and pseudo-labelled images"
 MOST_PAIRS = 8  # lines of what is mistaken for what
 
 
@@ -79,7 +81,8 @@ def render(result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pseudo, stages = result.get("pseudo") or {}, [_stage(*row) for row in in_order(result.get("accuracy") or {})]
+    pseudo, final = result.get("pseudo") or {}, (result.get("settings") or {}).get("final") or {}
+    stages = [_stage(name, row, final) for name, row in in_order(result.get("accuracy") or {})]
     parts = [_part(row) for row in result.get("parts") or ()]
     there = {
         "stages": ("After each stage", "stages" in pictures),
@@ -133,8 +136,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     return [*lines, text + "."]
 
 
-def _stage(name: str, row: Mapping[str, Any]) -> dict[str, str]:
+def _stage(name: str, row: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, str]:
+    """final: settings of the last classifier, which say what else it learned from."""
     title, meaning = title_of(name)
+    if name == "stage 3" and final.get("pseudo"):
+        meaning = WITH_PSEUDO if final.get("generated", 1) else WITHOUT_GENERATED
     value, interval = row.get("value"), row.get("interval")
     return {
         "title": title,

@@ -91,7 +91,9 @@ def trainings(shop: Workshop) -> Iterator[Training]:
         yield _training(shop, 3, "fold", recipes.classifier(s, s.pseudo.network, NOWHERE, NOWHERE, 0))
     if isinstance(s.final.learner, Network):
         final, several = s.final, [("final", s.final.pseudo, s.final.generated, False)]
-        several += [("self-training", 1.0, 0.0, False), ("generated alone", 0.0, 1.0, True)] if final.compare else []
+        if final.compare:
+            several += [("self-training", 1.0, 0.0, False), ("generated alone", 0.0, 1.0, True)]
+            several += [("self-training, corrected", 1.0, 0.0, False)] if s.pseudo.folds else []
         several += [("self-training, corrected", 1.0, 0.0, False)] if final.compare and s.pseudo.folds else []
         for what, pseudo, generated, alone in several:
             labels, images = NOWHERE if pseudo else None, NOWHERE if generated else None

@@ -58,9 +58,9 @@ def learn(
     learned = tempered(learner, x, y, classes, temperature)
     if len(x) == n:  # a graph answers about its own images better than about new ones
         train = (learned.scores / learned.temperature).float().numpy()
-        rest = _logits(learned, features, n)
+        rest = logits_of(learned, features, n)
         return Answers(train, rest, learned)
-    every = _logits(learned, features, 0)
+    every = logits_of(learned, features, 0)
     return Answers(every[:n], every[n:], learned)
 
 
@@ -91,16 +91,15 @@ def _first(features: Features, n: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _logits(learned: Learned, features: Features, start: int) -> np.ndarray:
+def logits_of(learned: Learned, features: Features, start: int = 0) -> np.ndarray:
     """(N - start, K) float32 of the images from `start` on."""
-    found, at = [], 0
-    for block in features.blocks():
+    found, at = np.zeros((len(features) - start, learned.scores.shape[1]), np.float32), 0
+    for block in features.blocks():  # written in place: what is kept between large blocks would leave holes in memory
         rest = block[max(0, start - at) :]
         at += len(block)
         if len(rest):
-            found.append(learned.logits(rest).float().cpu().numpy())
-    classes = learned.scores.shape[1]
-    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+            found[at - len(rest) - start : at - start] = learned.logits(rest).float().cpu().numpy()
+    return found
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..fastest import DTYPES
 from . import pseudo, recipes
 from .embed import Embedder, OfDenoiser, numbers
 from .features import Features
-from .learning import Told, learn, learner_of, tempered, together
+from .learning import Told, learn, learner_of, logits_of, tempered, together
 from .parts import Part
 from .workshop import IMAGES, MODEL_FILE, TRAIN_FILE, Workshop, write_answers
 
@@ -199,8 +199,7 @@ def final_classifier(
         learner = learner_of(settings)
         learned = tempered(learner, told.features, told.labels, len(subject.classes), 1.0, told.weight)
         embedder.save(path, learned, subject)
-        logits = np.concatenate([learned.logits(block).float().cpu().numpy() for block in features.blocks()])
-        write_answers(path, *np.split(logits, [len(subject.train)]))
+        write_answers(path, *np.split(logits_of(learned, features), [len(subject.train)]))
 
     return shop.small(kind, {**facts, "learner": settings.model_dump(mode="json")}, work)
 
