@@ -51,7 +51,9 @@ TINY = [
 
 
 def settings_of(*words: str) -> FewLabelSettings:
-    layers, _ = layers_of("mini", parse_assignments([*TINY, *words]))
+    given = {word.partition("=")[0] for word in words}
+    tiny = [word for word in TINY if word.partition("=")[0] not in given]
+    layers, _ = layers_of("mini", parse_assignments([*tiny, *words]))
     return resolve(FewLabelSettings, layers)[0]
 
 
@@ -440,3 +442,24 @@ def test_another_folder_is_not_written_into(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty and is not a few-label experiment"):
         run(settings_of("data=digits", "labels_per_class=1"), tmp_path, "cpu")
     assert [p.name for p in tmp_path.iterdir() if p.name != "lock"] == ["thesis.txt"]
+
+
+def test_only_agreeing_pseudo_images_are_learned(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], digits: Path, tmp_path: Path
+) -> None:
+    """Those that the first classifier names as asked are another part, and the final classifier is made of it."""
+    out, result, _ = done
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    words = f"data={digits / 'digits.npz'}", f"labels={digits / 'labels.csv'}", "images.per_class=20"
+    words += ("images.agreeing=true", "final.compare=false")
+    found, pictures = run(settings_of(*words), copy, "cpu")
+    folders = {row["name"]: copy / row["folder"] for row in found["parts"]}
+    made, kept = (np.load(folders[name] / "images.npz") for name in ("images", "images-agreeing"))
+    judge: Any = twofold.load(folders["classifier"])
+    images = torch.from_numpy(made["arr_0"].transpose(0, 3, 1, 2).copy())
+    right = judge.image_logits(images).argmax(1).numpy() == made["arr_1"]
+    assert 0 < right.sum() < 200
+    assert np.array_equal(kept["arr_0"], made["arr_0"][right])
+    assert np.array_equal(kept["arr_1"], made["arr_1"][right])
+    assert pictures["samples"].shape[1] == min(10, np.bincount(kept["arr_1"], minlength=10).min())

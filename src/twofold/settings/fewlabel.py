@@ -175,6 +175,7 @@ class ImageSettings(Settings):
     steps: int | None = Field(None, ge=1, description="its steps; default: the solver's own (DPT: 50)")
     grid: Literal[GRIDS] | None = Field(None, description="spacing of the noise levels; default: the solver's")  # type: ignore[valid-type]
     to_zero: bool = Field(True, description="the last step goes to sigma 0; false (DPT): it ends at the smallest level")
+    agreeing: bool = Field(False, description="leave out images that the first classifier takes for another class")
     seed: int = Field(0, ge=0, description="seed of the first image")
     micro_batch: int = Field(256, ge=1, description="images per forward pass")
 

@@ -158,6 +158,8 @@ class FewLabel:
         """Stage 3 of one round, and beside it what its parts do alone; the answers that the next round begins with."""
         final, shop, labels = self.settings.final, self.shop, self.labels
         self.made = stages.images(shop, self.model, turn)
+        if self.settings.images.agreeing:
+            self.made = stages.agreeing(shop, self.made, first, turn)
         if self.settings.pseudo.folds:
             answers = refined(shop, answers, first, self.made, stages.in_round("refined-by-images", turn), turn)
             labels = stages.pseudo_labels(shop, answers, stages.in_round("pseudo-by-images", turn))
@@ -216,8 +218,9 @@ class FewLabel:
         samples = None
         if self.made is not None:
             store = stages.pseudo_store(self.shop, self.made)
-            classes, per_class = len(self.subject.classes), min(GRID, self.settings.images.per_class)
-            order = np.argsort(stages.classes_of(self.shop, self.made), kind="stable")
-            rows = order.reshape(classes, -1)[:, :per_class]
-            samples = store.batch(rows.flatten()).numpy().reshape(classes, per_class, *store.shape)
+            asked, classes = stages.classes_of(self.shop, self.made), range(len(self.subject.classes))
+            rows = [np.flatnonzero(asked == c)[:GRID] for c in classes]
+            count = min(map(len, rows))  # fewer where only agreeing ones are kept
+            chosen = np.concatenate([of_class[:count] for of_class in rows])
+            samples = store.batch(chosen).numpy().reshape(len(rows), count, *store.shape)
         return outcome.pictures(self.shop, self.labels, samples)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from ...data import Store, open_store
+from ...errors import UserError, some
+from ...generate.chunks import write_npz
 from ...generate.produce import produce
 from ...run import load
 from ...settings.data import DataSettings
@@ -29,6 +31,8 @@ from .features import Features
 from .learning import Told, learn, learner_of, logits_of, tempered, together
 from .parts import Part
 from .workshop import IMAGES, MODEL_FILE, TRAIN_FILE, Workshop, write_answers
+
+BATCH = 512  # pseudo images that are asked about at once
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,31 @@ def images(shop: Workshop, model: Part, turn: int = 0) -> Part:
         if crew.first:  # where no folder is shared, the others' images are missing here; else nothing is to be done
             produce(denoiser, path, wanted, model.content)
 
-    facts = {"generator": model.content, "images": s.model_dump(mode="json"), "precision": precision}
+    chosen = s.model_dump(mode="json", exclude={"agreeing"})
+    facts = {"generator": model.content, "images": chosen, "precision": precision}
     return shop.parts.make(in_round("images", turn), facts, lambda path: [path / IMAGES], work)
+
+
+def agreeing(shop: Workshop, made: Part, classifier: Part, turn: int = 0) -> Part:
+    """The pseudo images that a classifier takes for what they were asked to be, as another part of images."""
+
+    def work(path: Path) -> None:
+        store, asked = pseudo_store(shop, made), classes_of(shop, made)
+        judge: Any = load(str(shop.model_of(classifier)), device=shop.crew.device)
+        order = [list(judge.class_names).index(name) for name in shop.subject.classes]
+        batches = [np.arange(len(store))[i : i + BATCH] for i in range(0, len(store), BATCH)]
+        with torch.no_grad():
+            answers = [judge.image_logits(store.batch(rows).to(shop.crew.device)).cpu().numpy() for rows in batches]
+        kept = np.flatnonzero(np.concatenate(answers)[:, order].argmax(1) == asked)
+        lacking = sorted({*range(len(order))} - {*asked[kept].tolist()})
+        if lacking:
+            what = f"the first classifier takes no pseudo image for {some([shop.subject.classes[i] for i in lacking])}"
+            raise UserError("images.agreeing=true", what, "leave it false, or train the generator longer")
+        chunks = (store.batch(kept[i : i + BATCH]).numpy() for i in range(0, len(kept), BATCH))
+        write_npz(path / IMAGES, chunks, store.shape, asked[kept], shop.subject.classes)
+
+    facts = {"images": made.content, "classifier": classifier.content}
+    return shop.small(in_round("images-agreeing", turn), facts, work, files=lambda path: [path / IMAGES])
 
 
 def pseudo_store(shop: Workshop, made: Part) -> Store:
