@@ -98,11 +98,14 @@ class Prototypes(Settings):
 
 
 class Mixture(Settings):
-    """A mixture of Gaussians whose means begin at the labelled images."""
+    """A mixture of Gaussians, a cluster a class, of all images; label propagation says where it begins."""
 
     kind: Literal["mixture"] = "mixture"
-    space: Space = Field("whitened+rows", description=SPACE)
-    dims: int | None = Field(32, ge=1, description=DIMS)
+    start: Literal["labels", "propagation"] = Field("propagation", description="who says where its means begin")
+    space: Space = Field("whitened", description=SPACE)
+    dims: int | None = Field(None, ge=1, description=DIMS)
+    covariance: Literal["spherical", "tied"] = Field("tied", description="of all clusters: one number, or one matrix")
+    even: bool = Field(True, description="take classes for equally frequent")
 
 
 class SelfTraining(Settings):
@@ -198,7 +201,7 @@ class FewLabelSettings(Settings):
     labels_seed: int | None = Field(None, ge=0, description="short for data.labels_seed")
     stage: Literal["all", 1, 2, 3] = Field("all", description="run one stage (and what it needs) and stop")
     features: FeatureSettings = OwnFeatures()
-    learner: LearnerSettings = Propagation()
+    learner: LearnerSettings = Mixture()
     pseudo: PseudoSettings = PseudoSettings()
     diffusion: RecipeSettings = RecipeSettings()
     generator: GeneratorSettings = GeneratorSettings()

@@ -222,5 +222,5 @@ class FewLabel:
             rows = [np.flatnonzero(asked == c)[:GRID] for c in classes]
             count = min(map(len, rows))  # fewer where only agreeing ones are kept
             chosen = np.concatenate([of_class[:count] for of_class in rows])
-            samples = store.batch(chosen).numpy().reshape(len(rows), count, *store.shape)
+            samples = store.batch(chosen).numpy().reshape(len(rows), count, *store.shape) if count else None
         return outcome.pictures(self.shop, self.labels, samples)

@@ -165,10 +165,12 @@ def agreeing(shop: Workshop, made: Part, classifier: Part, turn: int = 0) -> Par
         with torch.no_grad():
             answers = [judge.image_logits(store.batch(rows).to(shop.crew.device)).cpu().numpy() for rows in batches]
         kept = np.flatnonzero(np.concatenate(answers)[:, order].argmax(1) == asked)
-        lacking = sorted({*range(len(order))} - {*asked[kept].tolist()})
-        if lacking:
-            what = f"the first classifier takes no pseudo image for {some([shop.subject.classes[i] for i in lacking])}"
+        if not len(kept):
+            what = "the first classifier takes every pseudo image for another class"
             raise UserError("images.agreeing=true", what, "leave it false, or train the generator longer")
+        if lacking := sorted({*range(len(order))} - {*asked[kept].tolist()}):
+            names = some([shop.subject.classes[i] for i in lacking])
+            shop.crew.watch.say(f"no pseudo image is taken for what was asked, of {names}; left out all of those")
         chunks = (store.batch(kept[i : i + BATCH]).numpy() for i in range(0, len(kept), BATCH))
         write_npz(path / IMAGES, chunks, store.shape, asked[kept], shop.subject.classes)
 
