@@ -81,7 +81,7 @@ def fewlabel(
 
         @contextmanager
         def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
-            with training(title, n_images, quiet) as show:
+            with training(title, n_images, quiet, held_out=False) as show:
                 yield show
 
     with Progress("packing the data", quiet) as packing:
@@ -102,13 +102,16 @@ def dry_run(settings: FewLabelSettings, out: Path, device: str | None, parts: st
 
     experiment = prepare(settings, out, Crew(make_accelerator(device)), parts=parts)
     foresee.check(experiment.shop)
-    works, subject = foresee.works(experiment.shop), experiment.subject
+    last = 3 if settings.stage == "all" else settings.stage
+    works = [work for work in foresee.works(experiment.shop) if work.stage <= last]
+    subject = experiment.subject
     chosen: torch.device = experiment.crew.device
     speed, flops = measure_flops_per_second(chosen), sum(work.flops for work in works)
     print(to_yaml(experiment.settings))
     known, shape = sum(subject.counts().values()), subject.store.shape
     print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(subject.classes)} classes")
     print(f"            {len(subject.train):,} to learn from, {known:,} labelled; {len(subject.test):,} to test")
+    print(f"labels      {subject.in_words()}")
     for i, work in enumerate(works):
         stage = f"stage {work.stage}" if i == 0 or works[i - 1].stage != work.stage else ""
         size = f"{work.parameters:,} parameters, " if work.parameters else ""

@@ -87,8 +87,8 @@ class Progress:
 
 
 @contextmanager
-def training(title: str, n_images: int, quiet: bool = False) -> Iterator[Any]:
-    """A `show` function for `learn.train`: bar, validation lines and notes."""
+def training(title: str, n_images: int, quiet: bool = False, held_out: bool = True) -> Iterator[Any]:
+    """A `show` function for `learn.train`: bar, validation lines and notes. held_out: whether validation images are."""
     from ..learn.events import Event, Logged, Note, Stepped
 
     with Progress(title, quiet) as progress:
@@ -102,7 +102,8 @@ def training(title: str, n_images: int, quiet: bool = False) -> Iterator[Any]:
                 case Logged(row) if row["kind"] == "train":
                     text = f"loss {row['loss']:.4f}  {row['images_per_second']:,.0f} img/s"
                 case Logged(row):
-                    progress.line(f"{row['n_images']:>12,} images: " + metrics_line(row))
+                    line = metrics_line(row) if held_out else metrics_line(row).replace("held-out", "training")
+                    progress.line(f"{row['n_images']:>12,} images: " + line)
                 case Note(note):
                     progress.line(note)
 

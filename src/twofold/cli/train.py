@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..settings.data import one_choice
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
 def resolved(preset: str, assignments: list[str]) -> tuple[TrainSettings, str]:
     """Settings from a preset and key=value words, and the preset's short name."""
     opened, given = open_preset(preset), parse_assignments(assignments)
+    if isinstance(given.get("data"), dict):
+        given["data"] = one_choice(given["data"])
     layers = [*opened.layers, ("command line", given)]
     source = next((layer["init_from"] for _, layer in reversed(layers) if layer.get("init_from")), None)
     if source is not None and not any("data" in layer for _, layer in opened.layers):

@@ -277,7 +277,7 @@ def _published_lines(path: Path, file: TextIO) -> Iterator[Line]:
                 raise UserError(
                     f"{path} line {number}",
                     f"{name!r} names no class before an underscore",
-                    "write n04235860_14959.JPEG, or a CSV file with the columns id and class",
+                    "a CSV file begins with the line id,class; the published form is n04235860_14959.JPEG",
                 )
             yield Line(number, name, sys.intern(label))
 

@@ -215,6 +215,8 @@ class Trainer:
         train, held_out = self.batches.rows, self.validation.rows
         known = [labelled_note(self.settings, self.store, rows) for rows in (train, held_out)]
         parts = f"{len(train):,} training{known[0]} and {len(held_out):,} validation images{known[1]}"
+        if self.settings.validation.split == "train":
+            parts = f"{len(train):,} training images{known[0]}, none held out"
         how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
         return f"{self.store.name}: {parts}, {len(self.model.class_names)} classes; {size}; {how}"
 

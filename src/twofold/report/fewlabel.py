@@ -133,7 +133,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     if first is not None and first is not last[1]:
         points = 100 * (last[1]["value"] - first["value"])
         text += f"; stage 1, from the labelled images alone, {percent(first['value'])}: {points:+.1f} points"
-    return [*lines, text + "."]
+    lines.append(text + ".")
+    plain = [row["value"] for name, row in known if name.startswith("self-training")]
+    if last[0] == "stage 3" and plain and max(plain) >= last[1]["value"]:
+        lines.append(f"Without generated images it is {percent(max(plain))}: here they did not make it better.")
+    return lines
 
 
 def _stage(name: str, row: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def load(
         return load_probe(path, device)
     if (path / ENCODED).is_file():
         return load_encoded(path / ENCODED, device)
+    if (path / "parts.json").is_file():
+        raise UserError(str(source), "is an experiment of few labels, not a model", _in_experiment(path))
     if (path / "settings.yaml").is_file():
         return load_model(Run.open(path).snapshot_file(at), device)
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
@@ -69,6 +72,15 @@ def load(
             str(source), "holds neither a run nor a diffusers model", "give a run folder or a .safetensors file"
         )
     return load(elsewhere(source), at, device)
+
+
+def _in_experiment(path: Path) -> str:
+    """The models of a few-label experiment, as a hint."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads((path / "result.json").read_text("utf-8"))
+        if found["classifier"]:
+            return f"its classifier is {found['classifier']}, its generator {found['generator']}"
+    return "run `twofold fewlabel` to its end; then its result names the classifier and the generator"
 
 
 def load_to_use(source: str | Path, at: str = "last", device: torch.device | str = "cpu") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -14,6 +15,13 @@ OF_LABELS = (  # settings about what an image shows, which `unlabelled` images d
     *("label_column", "attribute_columns", "mask_column", "mask_classes", "mask_void"),
     *("points_column", "flip_pairs", "pair_column"),
 )
+
+
+def one_choice(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a layer, where a label file ends what an earlier layer says of labels per class, and the reverse."""
+    pair = ("labels", "labels_per_class")
+    given = [name for name in pair if data.get(name) is not None]
+    return {**dict.fromkeys(pair), **data} if len(given) == 1 else dict(data)
 
 
 class DataSettings(Settings):

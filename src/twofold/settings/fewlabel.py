@@ -122,7 +122,7 @@ class SelfTraining(Settings):
 
 
 class Network(Settings):
-    """A classifier network, trained on the images themselves: by digits-classifier, freematch-cifar10, ..."""
+    """A classifier network, trained on the images themselves by a preset such as digits-classifier."""
 
     kind: Literal["network"] = "network"
     preset: str = Field("fewlabel-classifier", min_length=1, description="training preset of a classifier")

@@ -119,19 +119,22 @@ class _Place:
 
 def _locate(root: Model, loc: tuple[int | str, ...], tree: Any) -> _Place:
     """Follows pydantic's location: names of settings, kinds, positions in lists, and names of union branches."""
-    path, field, group, inside, was_set = "", None, group_of(root), False, True
+    path, field, group, inside, was_set, entered = "", None, group_of(root), False, True, False
     value: Any = tree
     for part in loc:
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if entered and group and group.kinds and part == kind:  # the name of the branch, which a setting may have too
+            entered = False
+            continue
         fields = {
             name: f for model in (group.models.values() if group else ()) for name, f in model.model_fields.items()
         }
         if group and isinstance(part, str) and part in fields:
-            kind = value.get("kind") if isinstance(value, Mapping) else None
             own = group.models.get(str(kind)) if group.kinds else None
             field = (own.model_fields if own else fields).get(part, fields[part])
             was_set = isinstance(value, Mapping) and part in value
             value = value[part] if was_set else None
-            path, group = f"{path}.{part}".lstrip("."), _group_within(field.annotation)
+            path, group, entered = f"{path}.{part}".lstrip("."), _group_within(field.annotation), True
         elif isinstance(part, int) and group and isinstance(value, list):
             path, value, inside = f"{path}[{part}]", value[part], True
     return _Place(path, field, group, value, was_set, inside)

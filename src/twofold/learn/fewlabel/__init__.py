@@ -26,7 +26,7 @@ from .crew import Crew, Watch
 from .parts import Part, Parts
 from .refine import refined
 from .stages import Known, Mix, Start
-from .subject import Subject, complete
+from .subject import Subject, complete, fitted
 from .workshop import Workshop
 
 __all__ = ["Crew", "FewLabel", "Watch", "run"]
@@ -74,6 +74,9 @@ def prepare(
     """An experiment with its data, of which nothing has been made and nothing written; see `run`."""
     settings = complete(settings)
     subject = Subject(open_store(settings.data, packing if crew.first else None))
+    settings, told = fitted(settings, subject.store.shape)
+    if told:
+        crew.watch.say(told)
     return FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
 
 

@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ...data import cache_root
-from ...errors import UserError
+from ...errors import UserError, some
 from ...files import sha256
 from ...generate.chunks import write_npz
 from ...generate.sample import sample
@@ -126,7 +126,11 @@ class FewLabelClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if label not in list(self.classes_):
-            raise UserError(f"label={label}", "no such class", f"the classes are {list(self.classes_)}")
+            raise UserError(
+                f"label={label}",
+                "no such class",
+                f"the classes are {some([repr(c) for c in self.classes_.tolist()], 10)}",
+            )
         if n < 1:
             raise UserError(f"n={n}", "no image", "ask for at least 1")
         chosen, names = self.settings_.images, list(self.generator_.class_names)

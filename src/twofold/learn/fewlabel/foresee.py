@@ -122,7 +122,8 @@ def works(shop: Workshop) -> list[Work]:
     if reads_features(s):
         each, every = _reading(shop, denoiser), len(subject.train) + len(subject.test)
         found.insert(len(first[:1]) if denoiser else 0, Work(1, "features", every, every * each))
-        found.insert(found.index(images) + 1, Work(3, "imagefeatures", images.images, images.images * each))
+        if not isinstance(s.final.learner, Network):
+            found.insert(found.index(images) + 1, Work(3, "imagefeatures", images.images, images.images * each))
     return found
 
 

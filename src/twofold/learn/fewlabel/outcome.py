@@ -17,6 +17,7 @@ from .workshop import TEST_FILE, Workshop
 
 EDGES = 10  # bins of confidence
 SHOWN = 24  # most and least confident images
+MANY = 2000  # of the surest images, from which those of each class are shown
 
 
 def accuracy(shop: Workshop, classifier: Part) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def pictures(shop: Workshop, labels: Part, samples: np.ndarray | None) -> dict[s
     told = np.flatnonzero((found >= 0) & (subject.labels < 0))
     order = told[np.argsort(-sure[told], kind="stable")]
     out: dict[str, Any] = {"samples": samples}
-    for name, places in (("most", order[:SHOWN]), ("least", order[::-1][:SHOWN])):
+    rank = {int(place): int((found[order[:k]] == found[place]).sum()) for k, place in enumerate(order[:MANY])}
+    turns = np.array(sorted(rank, key=lambda place: (rank[place], found[place])), np.int64)  # of each class in turn
+    for name, places in (("most", turns[:SHOWN]), ("least", order[::-1][:SHOWN])):
         out[name] = subject.store.batch(subject.train[places]).numpy()
         out[f"{name}_titles"] = [f"{subject.classes[found[i]]} {sure[i]:.0%}" for i in places]
     return out

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, some
 from ...files import atomic_json, sha256
 from .crew import Crew
 
 FACTS = "part.json"
 FORMAT = 1
+MOST = 3  # differences that are told
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Parts:
             self.crew.by_first(lambda: _finish(path, files(path), plain, time.monotonic() - start))
         self.crew.wait()
         facts = self._everywhere(path, files)
-        because = "; ".join(different(before, plain)) if before else ""
+        because = some(different(before, plain), MOST) if before else ""
         made = "found" if there else "redone" if because else "made"
         part = Part(kind, path, facts["content"], facts["seconds"], made, because)
         if all(one.path != path for one in self.used):  # features are used by several classifiers

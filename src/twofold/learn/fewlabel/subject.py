@@ -14,8 +14,11 @@ from ...data import Store, open_store
 from ...errors import UserError, some
 from ...settings.data import DataSettings
 from ...settings.fewlabel import FewLabelSettings
+from ...settings.network import UNetSettings
 
 FEWEST = 2  # classes
+LARGEST = 16  # pixels of a level that attends where a recipe does not say so
+SHOWN = 30  # classes whose labels are counted in words
 
 
 class Subject:
@@ -64,6 +67,13 @@ class Subject:
         """int64 (test images,): for reports alone."""
         return np.asarray(self.store.all_labels[self.test], np.int64)
 
+    def in_words(self) -> str:
+        """How many labelled training images each class has, for people to see a slip of the pen."""
+        counts = self.counts()
+        shown = [f"{name} {count}" for name, count in list(counts.items())[:SHOWN]]
+        more = f" and {len(counts) - SHOWN} more classes" if len(counts) > SHOWN else ""
+        return ", ".join(shown) + more
+
     def counts(self) -> dict[str, int]:
         """How many labelled training images each class has."""
         found = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
@@ -82,6 +92,28 @@ def complete(settings: FewLabelSettings) -> FewLabelSettings:
     if "test_share" not in data.model_fields_set and (data.labels is not None or _some_unlabelled(data)):
         update["test_share"] = 0.0
     return settings.model_copy(update={"data": data.model_copy(update=update)}) if update else settings
+
+
+def fitted(settings: FewLabelSettings, shape: tuple[int, ...]) -> tuple[FewLabelSettings, str]:
+    """The settings with a U-Net that attends where images of this shape (C, H, W) have a level, and what to tell of it.
+
+    Recipes are made for images of one size. Of levels above 16 pixels none attends: that would take most of the time.
+    """
+    network = settings.diffusion.network
+    if not isinstance(network, UNetSettings) or settings.diffusion.codec is not None or not network.attention:
+        return settings, ""
+    multiple = 2 ** (len(network.multipliers) - 1)
+    side = -(-min(shape[1:]) // multiple) * multiple
+    levels = [side >> level for level in range(len(network.multipliers))]
+    if any(wanted in levels for wanted in network.attention):
+        return settings, ""
+    attention = (levels[-1],) if levels[-1] <= LARGEST else ()
+    diffusion = settings.diffusion.model_copy(update={"network": network.model_copy(update={"attention": attention})})
+    said = f"{levels[-1]}" if attention else "none"
+    return (
+        settings.model_copy(update={"diffusion": diffusion}),
+        f"diffusion.network.attention={list(network.attention)} is made for other sizes: with these images, {said}",
+    )
 
 
 def _some_unlabelled(data: DataSettings) -> bool:
