@@ -202,7 +202,7 @@ def test_the_documented_commands_work(documented: Path, capsys: pytest.CaptureFi
 
 
 def test_the_documented_snippet_reads_what_belongs_to_images(documented: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     found: dict[str, Any] = {}
     exec(code, found)
     assert found["images"].shape == (8, 3, 8, 8) and found["masks"].shape == (8, 8, 8)

@@ -78,7 +78,7 @@ def test_generates_images_of_a_class(fitted: FewLabelClassifier) -> None:
     assert images.shape == (5, 8, 8) and images.dtype == np.uint8
     assert_array_equal(fitted.generate(2, 2, seed=3), images[3:])
     assert (fitted.generate(1, 5) != images).any()
-    with pytest.raises(UserError, match=r"^label=7: no such class; the classes are \[.*0.*1.*2.*\]$"):
+    with pytest.raises(UserError, match=r"^label=7: no such class; the classes are 0, 1, 2$"):
         fitted.generate(7)
     with pytest.raises(UserError, match="^n=0: no image; ask for at least 1"):
         fitted.generate(1, 0)
