@@ -96,7 +96,10 @@ def test_the_published_format_and_our_own_say_the_same(wnids: DataSettings, put:
         ("n01_1.JPEG\nn01_77.JPEG", "f.txt line 2: the data has no image n01_77.JPEG; its images are called like n01_"),
         ("n01_1.JPEG\n\nn01_1.JPEG", "f.txt line 3: n01_1.JPEG is there already, in line 1; remove one"),
         ("n01_v.JPEG", "f.txt line 1: n01_v.JPEG is a validation image; list training images only"),
-        ("hello", "f.txt line 1: 'hello' names no class before an underscore; a CSV file begins with the line id,class"),
+        (
+            "hello",
+            "f.txt line 1: 'hello' names no class before an underscore; a CSV file begins with the line id,class",
+        ),
         ("", "f.txt: this label file names no image; list some"),
         ("id,class\n", "f.txt: this label file names no image; list some"),
         ("id,clas\nx,y", "f.txt: its columns are id, clas; give it the columns id, and class or label"),
