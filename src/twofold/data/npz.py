@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ SUFFIX = ".npz"
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 CHANNELS = (1, 3)
 AT_ONCE = 1 << 22  # bytes of pixels that are read together
+PARSING = threading.Lock()  # NumPy parses headers as Python, which Python 3.11 cannot do in two threads at once
 LOCAL_HEADER = 30  # bytes of a member's own header before its name, which ends with the lengths of name and more
 BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, struct.error)
 
@@ -192,7 +194,8 @@ class Npz:
                     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
                     if version[0] not in read:
                         raise ValueError(f"{info.filename} is of a newer format")
-                    shape, fortran, dtype = read[version[0]](file)
+                    with PARSING:
+                        shape, fortran, dtype = read[version[0]](file)
                     found[info.filename.removesuffix(".npy")] = Member(info, shape, dtype, fortran, file.tell())
         return found
 
@@ -226,7 +229,7 @@ class Npz:
 
     def _small(self, name: str) -> np.ndarray:
         """All of an array of which there is little. Nothing is unpickled."""
-        with self._said(), zipfile.ZipFile(self.path) as archive:
+        with self._said(), zipfile.ZipFile(self.path) as archive, PARSING:
             return np.lib.format.read_array(io.BytesIO(archive.read(self._members[name].info)), allow_pickle=False)
 
     def _texts(self, name: str) -> list[str] | None:
