@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 
 import twofold
-from twofold.data import Store, cache_root, describe, open_store
+from twofold.data import Store, cache_root, describe, open_store, parts
 from twofold.data import pack as packing
 from twofold.data import writer as writing
 from twofold.errors import UserError
@@ -530,3 +530,20 @@ def test_no_such_split(put: Put) -> None:
     put("x/a.png")
     with pytest.raises(UserError, match=r"^split=trian: no such split; did you mean 'train'\?$"):
         store_of().indices("trian")
+
+
+def test_a_folder_that_another_process_removes_meanwhile_begins_again(
+    put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is done removes the parts while another one is about to note its plan in them."""
+    put("x/0.png", pixels(0, 8, 8, 3))
+    write, removed = parts.atomic_json, []
+
+    def removing(path: Path, value: object) -> None:
+        if not removed:
+            removed.append(path)
+            shutil.rmtree(path.parent)
+        write(path, value)
+
+    monkeypatch.setattr(parts, "atomic_json", removing)
+    assert len(store_of()) == 1 and len(removed) == 1 and left_behind() == []

@@ -21,7 +21,7 @@ from twofold.learn import train
 from twofold.learn.fewlabel import Crew, Watch, features, foresee, prepare, run
 from twofold.learn.fewlabel.parts import different
 from twofold.learn.fewlabel.pseudo import pseudo_labels
-from twofold.learn.fewlabel.subject import Subject, complete
+from twofold.learn.fewlabel.subject import Subject, complete, fitted
 from twofold.learn.training import make_accelerator
 from twofold.report.fewlabel import write_page
 from twofold.settings.data import DataSettings
@@ -465,3 +465,32 @@ def test_only_agreeing_pseudo_images_are_learned(
     assert np.array_equal(kept["arr_1"], made["arr_1"][right])
     fewest = min(10, np.bincount(kept["arr_1"], minlength=10).min())
     assert (0 if pictures["samples"] is None else pictures["samples"].shape[1]) == fewest
+
+
+def test_a_recipe_for_another_size_attends_where_these_images_have_a_level() -> None:
+    settings = resolve(FewLabelSettings, layers_of("mini", parse_assignments(["data=digits"]))[0])[0]
+    assert fitted(settings, (1, 8, 8)) == (settings, "")
+    for shape, attention in (((1, 28, 28), (14,)), ((3, 64, 64), ())):
+        found, told = fitted(settings, shape)
+        assert found.diffusion.network.attention == attention
+        assert "diffusion.network.attention=[4]" in told
+
+
+def test_a_label_file_ends_what_a_preset_says_of_labels_per_class() -> None:
+    def data(*words: str) -> DataSettings:
+        return resolve(FewLabelSettings, layers_of("dpt-cifar10", parse_assignments(words))[0])[0].data
+
+    assert (data("labels=a.csv").labels, data("labels=a.csv").labels_per_class) == ("a.csv", None)
+    assert data().labels_per_class == 4
+    assert data("data.labels_per_class=2").labels_per_class == 2
+    with pytest.raises(UserError, match=r"data.labels_per_class=0 .*: must be a whole number >= 1"):
+        data("labels_per_class=0")
+
+
+def test_an_experiment_is_no_model_and_says_where_its_models_are(
+    done: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
+    out, result, _ = done
+    with pytest.raises(UserError, match=r"an experiment of few labels, not a model; its classifier is .*final"):
+        twofold.load(out)
+    assert result["generator"]

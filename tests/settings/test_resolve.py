@@ -22,6 +22,7 @@ from twofold.settings.resolve import (
     to_yaml,
     write_value,
 )
+from twofold.settings.train import TrainSettings
 
 
 class Source(Settings):
@@ -350,3 +351,10 @@ def test_differences_are_dotted_paths() -> None:
     a, b = given_words("shape=circle"), given_words("train.lr=5")
     assert differences(a, b) == ["shape.kind", "shape.radius", "train.lr", "shape.side"]
     assert differences({"a": None}, {}) == ["a"]
+
+
+def test_a_mistake_inside_a_group_of_kinds_is_one_line() -> None:
+    """A setting may be called like a kind (a trunk has a `unet`): the name of the branch is not taken for it."""
+    layers = [("test", {"data": "digits", "network": {"kind": "unet", "channels": "abc"}})]
+    with pytest.raises(UserError, match=r"^network.channels='abc' \(test\): must be a whole number"):
+        resolve(TrainSettings, layers)

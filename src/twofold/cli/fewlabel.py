@@ -12,8 +12,8 @@ from ..settings.fewlabel import FewLabelSettings
 from ..settings.fewlabel_layers import DEFAULT, layers_of
 from ..settings.presets import FEWLABEL, preset_listing
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
-from .show import Progress, say, training
-from .train import _duration, command_line, is_first
+from .show import Progress, duration, say, training
+from .train import command_line, is_first
 
 if TYPE_CHECKING:
     from ..learn.events import Event
@@ -115,9 +115,9 @@ def dry_run(settings: FewLabelSettings, out: Path, device: str | None, parts: st
     for i, work in enumerate(works):
         stage = f"stage {work.stage}" if i == 0 or works[i - 1].stage != work.stage else ""
         size = f"{work.parameters:,} parameters, " if work.parameters else ""
-        print(f"{stage:<12}{work.what:<26}{size}{work.images:,} images, about {_duration(work.flops / speed)}")
+        print(f"{stage:<12}{work.what:<26}{size}{work.images:,} images, about {duration(work.flops / speed)}")
     again = f"; stages 2 and 3 {settings.rounds} times" if settings.rounds > 1 else ""
-    time = f"about {_duration(flops / speed)} on this {chosen.type} in fp32"
+    time = f"about {duration(flops / speed)} on this {chosen.type} in fp32"
     print(f"in all      {flops / 1e15:.3g} PFLOP, {time}{again}")
     return 0
 

@@ -117,3 +117,13 @@ def metrics_line(row: dict[str, Any]) -> str:
     names["accuracy_always"] = "always the commoner answer"
     found = ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)
     return found or "nothing measured: no held-out image has a label"
+
+
+def duration(seconds: float | None) -> str:
+    """A time as people say it: days, hours, minutes or seconds."""
+    if seconds is None:
+        return "unknown"
+    for size, unit in ((86400 * 2, "days"), (3600 * 2, "hours"), (120, "minutes")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -15,7 +15,7 @@ from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
 from ..settings.train import TrainSettings
-from .show import Progress, metrics_line, say, training
+from .show import Progress, duration, metrics_line, say, training
 
 
 def settings_model() -> type[TrainSettings]:
@@ -189,17 +189,8 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     if found.kept:
         many = f", {found.kept * count / 2**20:,.1f} MiB for {count:,}" if count else ""
         print(f"disk        {found.kept / 2**10:.3g} KiB of latents for each training image{many}")
-    print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {_duration(found.seconds)} on this {chosen.type} in fp32")
+    print(f"compute     {found.flops / 1e15:.3g} PFLOP, about {duration(found.seconds)} on this {chosen.type} in fp32")
     return 0
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    for size, unit in ((86400 * 2, "days"), (3600 * 2, "hours"), (120, "minutes")):
-        if seconds >= size:
-            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def print_result(out: Path, result: dict[str, Any], settings: TrainSettings) -> None:

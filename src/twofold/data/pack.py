@@ -231,7 +231,7 @@ class _Packing:
         """Joins the parts, unless another process has done so by the time the lock is free."""
         alive = lambda: self._tick(lambda: self._total)  # noqa: E731
         with _lock(self._folder, alive):
-            if complete(self._folder):
+            if complete(self._folder) or parts.missing():  # missing: another process could not join them
                 return
             _remove_leftovers(self._folder)
             joined = parts.folder / "joined"

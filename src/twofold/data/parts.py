@@ -31,12 +31,19 @@ class Parts:
 
     def __init__(self, folder: Path, rows: int, total: int, plan: dict[str, Any]) -> None:
         self.folder, self._total, self._plan = folder, total, json.loads(json.dumps(plan))
-        folder.mkdir(exist_ok=True)
-        file = folder / "plan.json"
-        if not file.exists():
-            atomic_json(file, {"rows": rows, **plan})
-        self.rows = int(json.loads(file.read_text("utf-8"))["rows"])
+        self.rows = self._rows(rows)
         self.count = max(1, -(-total // self.rows))
+
+    def _rows(self, wanted: int) -> int:
+        """Rows of a part, as the first process here has said. Another one that is done may be removing the folder at
+        this very moment: then all begins again."""
+        file = self.folder / "plan.json"
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                self.folder.mkdir(exist_ok=True)
+                if not file.exists():
+                    atomic_json(file, {"rows": wanted, **self._plan})
+                return int(json.loads(file.read_text("utf-8"))["rows"])
 
     def path(self, part: int) -> Path:
         return self.folder / f"{part:06}"

@@ -269,11 +269,16 @@ class UNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
-def _attention_levels(settings: UNetSettings, shape: tuple[int, int, int]) -> list[bool]:
-    """Which levels attend. Raises `UserError` for a resolution that no level has."""
+def resolutions_of(settings: UNetSettings, shape: tuple[int, ...]) -> list[int]:
+    """The shorter side, in pixels, of each level for images of this shape (C, H, W), which are padded to fit."""
     multiple = 2 ** (len(settings.multipliers) - 1)
     side = -(-min(shape[1:]) // multiple) * multiple
-    resolutions = [side >> level for level in range(len(settings.multipliers))]
+    return [side >> level for level in range(len(settings.multipliers))]
+
+
+def _attention_levels(settings: UNetSettings, shape: tuple[int, int, int]) -> list[bool]:
+    """Which levels attend. Raises `UserError` for a resolution that no level has."""
+    resolutions = resolutions_of(settings, shape)
     for wanted in settings.attention:
         if wanted not in resolutions:
             raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...data import Store, open_store
 from ...errors import UserError, some
+from ...networks.unet import resolutions_of
 from ...settings.data import DataSettings
 from ...settings.fewlabel import FewLabelSettings
 from ...settings.network import UNetSettings
@@ -102,9 +103,7 @@ def fitted(settings: FewLabelSettings, shape: tuple[int, ...]) -> tuple[FewLabel
     network = settings.diffusion.network
     if not isinstance(network, UNetSettings) or settings.diffusion.codec is not None or not network.attention:
         return settings, ""
-    multiple = 2 ** (len(network.multipliers) - 1)
-    side = -(-min(shape[1:]) // multiple) * multiple
-    levels = [side >> level for level in range(len(network.multipliers))]
+    levels = resolutions_of(network, shape)
     if any(wanted in levels for wanted in network.attention):
         return settings, ""
     attention = (levels[-1],) if levels[-1] <= LARGEST else ()
