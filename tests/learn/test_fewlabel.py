@@ -17,11 +17,11 @@ import torch
 import twofold
 from twofold.data import open_store
 from twofold.errors import UserError
-from twofold.learn import train
-from twofold.learn.fewlabel import Crew, Watch, features, foresee, prepare, run
-from twofold.learn.fewlabel.parts import different
+from twofold.learn import features, train
+from twofold.learn.fewlabel import Crew, Watch, foresee, prepare, run
 from twofold.learn.fewlabel.pseudo import pseudo_labels
 from twofold.learn.fewlabel.subject import Subject, complete, fitted
+from twofold.learn.parts import different
 from twofold.learn.training import make_accelerator
 from twofold.report.fewlabel import write_page
 from twofold.settings.data import DataSettings
@@ -488,9 +488,13 @@ def test_a_label_file_ends_what_a_preset_says_of_labels_per_class() -> None:
 
 
 def test_an_experiment_is_no_model_and_says_where_its_models_are(
-    done: tuple[Path, dict[str, Any], dict[str, Any]],
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
     out, result, _ = done
+    (tmp_path / "parts.json").write_bytes((out / "parts.json").read_bytes())
+    with pytest.raises(UserError, match="run `twofold fewlabel` to its end"):
+        twofold.load(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(result))  # that of `out` may be of a later, partial run
     with pytest.raises(UserError, match=r"an experiment of few labels, not a model; its classifier is .*final"):
-        twofold.load(out)
+        twofold.load(tmp_path)
     assert result["generator"]

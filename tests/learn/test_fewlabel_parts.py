@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from twofold.errors import UserError
-from twofold.learn.fewlabel.parts import FACTS, Part, Parts
+from twofold.learn.parts import FACTS, Part, Parts
 
 
 class Alone:

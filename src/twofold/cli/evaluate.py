@@ -15,7 +15,9 @@ from .compared import check_reference, compare, compare_to_file, save_statistics
 from .generated import Generated, check_request, draw_samples, pixels_hash, read_images
 from .history import run_of, warn_of_training_images, with_earlier
 from .likelihood import OF_LIKELIHOOD, measure_likelihood, prepare_likelihood, print_likelihood
+from .located import locates
 from .ood import Beside, prepare_beside, print_told_apart
+from .placed import judge_places, print_places
 from .show import Progress, say
 from .yardstick import check_images, judge_of, named, prepare
 
@@ -30,6 +32,7 @@ OF_GUIDE = ("guide", "guide_scale", "guide_interval")
 # settings that mean nothing: where no samples are drawn; besides, where the answers of a classifier are measured
 OF_SAMPLING = ("n", "seed", "sampler", "steps", "guidance", *OF_GUIDE, "precision", "micro_batch")
 OF_ANSWERS = ("noise_levels", "noise_draws", "ood", "ood_images", *OF_LIKELIHOOD)  # of models alone
+OF_POINTS = ("normaliser", "threshold")
 OF_IMAGES = ("encoder", "weights", "metrics", "reference", "save_statistics", "classifier")
 
 
@@ -132,7 +135,14 @@ def evaluate(
         raise UserError("noise_levels", f"{source} is no classifier", "leave noise_levels out, or give one's run")
     given, store, beside = None, None, None
     counted = prepare_likelihood(source, model, settings, lambda: packed(data_of(path, settings), quiet))
-    if model is not None and not isinstance(model, Denoiser):
+    if not locates(model) or hasattr(model, "masks"):
+        refuse_given(settings, OF_POINTS, f"{source} finds no key points")
+    if locates(model):
+        refuse_given(settings, (*OF_SAMPLING, *OF_IMAGES, *OF_ANSWERS), f"{source} says where things are in an image")
+        store = packed(data_of(path, settings), quiet)
+        found = judge_places(model, store, path, settings, quiet) if first else None
+    elif model is not None and not isinstance(model, Denoiser):
+        check_answers(model, source)
         what = f"{source} is a classifier: its answers are measured, no images"
         refuse_given(settings, (*OF_SAMPLING, *OF_IMAGES), what)
         store = packed(data_of(path, settings), quiet)
@@ -151,9 +161,16 @@ def evaluate(
     name = weights_hash(model) if model is not None else pixels_hash(given)
     found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
     keep(found, path, (out or home_of(path) / "evaluations") / f"{settings_hash(settings)}-{name[:8]}", quiet)
-    if model is None or store is None or not (path / "settings.yaml").is_file():
+    if model is None or store is None or locates(model) or not (path / "settings.yaml").is_file():
         return found, None
     return found, page_of(path, store, model, given, found, frechet_target, command)
+
+
+def check_answers(model: Any, source: str) -> None:
+    """Raises `UserError` for a model that names nothing."""
+    if not getattr(model, "class_names", None):
+        what = "holds a backbone without a head, whose features are no answers"
+        raise UserError(source, what, f"train a head on it (init_from={source}), or write features: twofold predict")
 
 
 def page_of(
@@ -280,7 +297,9 @@ def home_of(path: Path) -> Path:
 
 def print_table(found: dict[str, Any]) -> None:
     """The metrics, one a line: of images, of answers, and of telling other kinds of images apart."""
-    if "request" in found:
+    if found.get("kind") in ("masks", "points"):
+        print_places(found)
+    elif "request" in found:
         print_images(found)
         if "answers" in found:
             print_answers(found["answers"], "answers")

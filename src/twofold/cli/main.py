@@ -38,6 +38,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "measure how good generated images are"),
     "probe": ("probe", "what a model's features know, for every layer and noise level, and from few labels"),
     "predict": ("predict", "labels, features or anomaly scores of new images, as CSV or Parquet"),
+    "export": ("export", "a classifier, segmenter, landmarker or backbone as ONNX or as a PyTorch program, checked"),
+    "distill": ("distill", "teach a small network what a diffusion model sees: classes, masks or key points"),
     "fewlabel": ("fewlabel", "from a few labels to a classifier and a generator: dual pseudo training, resumable"),
     "edit": ("edit", "change images towards another class as little as it takes: counterfactuals"),
     "data": ("data", "pack, split and describe a source of images"),

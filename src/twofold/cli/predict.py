@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..settings.probe import PredictSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .embedded import encoding
+from .located import locates, predict_places
 from .probe import home_of, prepare
 from .show import Progress, say
 from .tablefile import TableFile, check_ending
@@ -41,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(PredictSettings, [("command line", parse_assignments(args.assignments))])
-    out = check_ending(Path(args.out)) if args.out else None
+    out = Path(args.out) if args.out else None
+    if out is not None and out.suffix:
+        check_ending(out)  # before anything is loaded; a name without an ending may be meant for a folder of masks
     print(predict(args.source, args.images, settings, args.device, args.quiet, out))
     return 0
 
@@ -69,11 +73,21 @@ def predict(
     say("loading the model ...", quiet)
     from ..data import open_images, stream
     from ..learn.training import make_accelerator
+    from ..run import load_to_use
 
     place = make_accelerator(device).device
-    path = out or default_path(source, images, settings)
     check_words(settings)
-    answerer = answerer_for(source, settings, place, path, quiet)
+    model: Any = None if settings.probe else load_to_use(source, settings.at, place)
+    path = out or default_path(source, images, settings)
+    if locates(model):
+        if settings.precision != "auto":
+            prepare(model, settings.precision, place)
+        folder = path.with_suffix("") if out is None and hasattr(model, "masks") else path
+        data = data_of(source, images, image_shape(model), settings)
+        with told_as(f"IMAGES {images}", f"data={images}"):
+            return predict_places(model, source, data, settings, folder, quiet)
+    check_ending(path)
+    answerer = answerer_for(source, model, settings, place, path, quiet)
     data = data_of(source, images, answerer.shape, settings, answerer.fitted)
     with told_as(f"IMAGES {images}", f"data={images}"):
         opened = open_images(data)
@@ -96,15 +110,18 @@ def predict(
     return f"{path}: {table.rows:,} images{left}" + tally.text()
 
 
-def answerer_for(source: str, settings: PredictSettings, device: torch.device, out: Path, quiet: bool) -> Answerer:
-    """Whoever answers what was asked for. Raises `UserError` saying what would be needed."""
+def answerer_for(
+    source: str, model: Any, settings: PredictSettings, device: torch.device, out: Path, quiet: bool
+) -> Answerer:
+    """Whoever answers what was asked for. model: what `source` holds, None where a probe is named instead. Raises
+    `UserError` saying what would be needed."""
     from ..denoiser import Denoiser, JointDenoiser
     from ..hashing import model_hash
     from ..recognize.classifier import answering
-    from ..run import load_probe, load_to_use, newest_probe
+    from ..run import load_probe, newest_probe
 
-    model: Any = load_probe(settings.probe, device, settings.draws) if settings.probe else None
-    model = model or load_to_use(source, settings.at, device)
+    if settings.probe:
+        model = load_probe(settings.probe, device, settings.draws)
     if isinstance(model, Denoiser):
         prepare(model, settings.precision, device)
         if settings.anomaly:
@@ -123,6 +140,8 @@ def answerer_for(source: str, settings: PredictSettings, device: torch.device, o
         else:
             model = load_probe(probe, device, settings.draws)
             say(f"by the probe {probe}, fitted on {model.facts.data}", quiet)
+    if not model.class_names and hasattr(model, "embed"):
+        return Answerer("reading features", image_shape(model), encoding(source, model, settings), [])
     for wrong, name in ((settings.anomaly, "anomaly=true"), (settings.embed, "embed=true")):
         if wrong:
             raise UserError(name, f"{source} holds a classifier", "give the run of a denoiser")

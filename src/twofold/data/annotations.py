@@ -157,11 +157,10 @@ class Annotations:
 
 def settings_facts(settings: DataSettings) -> dict[str, Any]:
     """The facts that the user gives."""
-    found = {
-        "mask_classes": settings.mask_classes,
-        "mask_void": settings.mask_void,
-        "flip_pairs": None if settings.flip_pairs is None else [list(pair) for pair in settings.flip_pairs],
-    }
+    found: dict[str, Any] = {"mask_classes": settings.mask_classes, "mask_void": settings.mask_void}
+    for name in ("mask_flip_pairs", "flip_pairs"):
+        pairs = getattr(settings, name)
+        found[name] = None if pairs is None else [list(pair) for pair in pairs]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -69,16 +69,20 @@ def flip_points(points: Tensor, u: Tensor, width: int, partner: Tensor) -> Tenso
     return _where(u < 0.5, mirrored, points)
 
 
-def mirror_partners(count: int, pairs: Sequence[Sequence[int]]) -> Tensor:
+def mirror_partners(
+    count: int, pairs: Sequence[Sequence[int]], setting: str = "data.flip_pairs", kind: str = "point"
+) -> Tensor:
     """(count,) int64: the point that takes each one's place in a mirror. pairs: points that a mirror exchanges.
 
-    Raises `UserError` unless every point is in one pair at most: mirrored twice, all must be as it was.
+    setting, kind: how an error calls what is exchanged. Raises `UserError` unless every point is in one pair at most:
+    mirrored twice, all must be as it was.
     """
     named = [int(point) for pair in pairs for point in pair]
     wrong = [point for point in named if not 0 <= point < count or named.count(point) > 1]
     if wrong or any(len(pair) != 2 for pair in pairs):
-        what = f"point {wrong[0]} is not one of {count}, or in two pairs" if wrong else "a pair is two points"
-        raise UserError("data.flip_pairs", what, "list pairs of different points, counted from 0")
+        plural = {"point": "points", "class": "classes"}[kind]
+        what = f"{kind} {wrong[0]} is not one of {count}, or in two pairs" if wrong else f"a pair is two {plural}"
+        raise UserError(setting, what, f"list pairs of different {plural}, counted from 0")
     partner = torch.arange(count)
     for i, j in pairs:
         partner[i], partner[j] = j, i

@@ -101,6 +101,28 @@ class Beside:
             more = more._replace(points=self._points(self._sibling(POINTS, folder, name)))
         return label, more
 
+    def lone(self) -> dict[str, Path]:
+        """{what it is: the image it is about} of rows of the table and files beside that no image belongs to.
+
+        Raises `UserError` for the first of them, unless bad images are to be skipped.
+        """
+        if not self._siblings and not self._uses_table:
+            return {}
+        images = {file.name for file in walk(self.images_root, IMAGE_SUFFIXES)}
+        found: dict[str, str] = {}
+        if self._uses_table:
+            numbers = [(t.name, row, name) for t in self._tables for row, name in enumerate(t.files())]
+            found |= {f"{table} row {row}: {name}": name for table, row, name in numbers if name not in images}
+        stems = {name.rpartition(".")[0] for name in images}
+        for kind, root in self._siblings.items():
+            names = (file.name for file in walk(root, SUFFIXES[kind]))
+            found |= {f"{root}/{n}": n.rpartition(".")[0] for n in names if n.rpartition(".")[0] not in stems}
+        if found and self._settings.on_bad_image == "error":
+            where, name = next(iter(found.items()))
+            what = f"there is no image {self.images_root}/{name}"
+            raise UserError(where, what, "add it, remove what is said of it, or set data.on_bad_image=skip")
+        return {where: self.images_root / name for where, name in found.items()}
+
     def unused(self) -> str:
         """One line on the table's columns that nothing is read from; "" where there are none."""
         used = {"file_name"} | ({self._labels.column} if self._labels else set())

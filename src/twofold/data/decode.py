@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -26,14 +27,31 @@ RESAMPLING = "bicubic"
 AT_ONCE = 1 << 16  # bytes of a file that are read before its length is asked for
 COLOURS = {"Gray": "GRAY", "YCbCr": "RGB"}  # of JPEG files: what they are decoded to
 
-Encoded = bytes | Path | np.ndarray | None
+
+class Cut(NamedTuple):
+    """A part of an image file, in its pixels as stored: left, top, right, bottom; black beyond the image's sides."""
+
+    file: Path
+    box: tuple[int, int, int, int]
+
+
+class Layers(NamedTuple):
+    """A mask as several black-and-white files of one size: where one is white its class is, later ones over earlier.
+
+    Where all are black there is class 0.
+    """
+
+    files: tuple[tuple[Path, int], ...]
+
+
+Encoded = bytes | Path | np.ndarray | Cut | Layers | None
 
 
 def decode(encoded: Encoded, settings: DataSettings) -> np.ndarray:
     """Pixels of one image: uint8 (H, W) if it is stored grey, (H, W, 3) otherwise.
 
-    encoded: the bytes or the path of an image file, or uint8 pixels (H, W[, 3]). settings: `size`, `fit`, `channels`
-    and `background` are applied; with `size` None the image keeps its own.
+    encoded: the bytes or the path of an image file, a part of one, or uint8 pixels (H, W[, 3]). settings: `size`,
+    `fit`, `channels` and `background` are applied; with `size` None the image keeps its own.
 
     Raises `BadImage` with the reason for anything that is not a whole, readable image.
     """
@@ -47,13 +65,15 @@ def decode_placed(
     try:
         content = _content(encoded)
         usual = _usual_jpeg(content) if isinstance(content, bytes) else None
+        is_cut = isinstance(encoded, Cut)
         if usual is None:
             with _open(content) as image:
                 plain, orientation = _plain(image, settings)
-        elif settings.size is None and placing is None and (usual.ndim == 2 or settings.channels != 1):
+        elif not is_cut and settings.size is None and placing is None and (usual.ndim == 2 or settings.channels != 1):
             return usual, Placing.as_stored(usual.shape[1::-1])
         else:
             plain, orientation = _wanted_mode(Image.fromarray(usual), settings), 1
+        plain = plain.crop(encoded.box) if isinstance(encoded, Cut) else plain
         if placing is None:
             placing = Placing.of(orientation, plain.size, settings)
         placing.check(plain.size)
@@ -69,6 +89,8 @@ def decode_indices(encoded: Encoded) -> np.ndarray:
 
     Raises `BadImage` for what is not one channel of indices up to 255.
     """
+    if isinstance(encoded, Layers):
+        return _composed(encoded)
     try:
         with _open(_content(encoded)) as image:
             if image.format == "JPEG":
@@ -83,6 +105,30 @@ def decode_indices(encoded: Encoded) -> np.ndarray:
     if indices.size and not (indices.min() >= 0 and indices.max() <= 255):
         raise BadImage(f"its class indices reach from {indices.min()} to {indices.max()}; 0 to 255 can be kept")
     return indices.astype(np.uint8)
+
+
+def _composed(layers: Layers) -> np.ndarray:
+    """uint8 (H, W) of several files."""
+    out: np.ndarray | None = None
+    for path, index in layers.files:
+        try:
+            with _open(_content(path)) as image:
+                white = np.asarray(image.convert("L"))
+        except Exception as error:
+            raise BadImage(f"{path.name}: {_reason(error)}") from error
+        out = np.zeros(white.shape, np.uint8) if out is None else out
+        if white.shape != out.shape:
+            raise BadImage(f"{path.name} is {_size(white)} and {layers.files[0][0].name} {_size(out)} (height x width)")
+        if len(grey := white[(white != 0) & (white != 255)]):
+            raise BadImage(f"{path.name} holds the value {grey[0]}; a part's mask is black (0) and white (255)")
+        out[white == 255] = index
+    if out is None:
+        raise BadImage("there is no file of any part")
+    return out
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[0]}x{pixels.shape[1]}"
 
 
 def as_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
@@ -105,8 +151,10 @@ def _content(encoded: Encoded) -> bytes | np.ndarray:
         raise BadImage("there is no image in this row")
     if isinstance(encoded, np.ndarray):
         return encoded
+    if isinstance(encoded, Layers):
+        raise BadImage("these are parts of a mask")
     if not isinstance(encoded, bytes):
-        encoded = _read(encoded)
+        encoded = _read(encoded.file if isinstance(encoded, Cut) else encoded)
     if not encoded:
         raise BadImage("the file is empty")
     return encoded

@@ -178,9 +178,36 @@ def following(store: Store) -> str:
     return f"{found['held_out']:,} images of data.unlabelled={found['source']} {why}"
 
 
+def annotated(store: Store) -> str:
+    """One line on how many training images' masks or points may be learned from, where `data.annotated` says it."""
+    if store.settings.annotated is None:
+        return ""
+    train = store.indices("train")
+    count = f"{len(store.annotated_rows()):,} of {len(train):,} training images are annotated"
+    return f"{count} (data.annotated={store.settings.annotated:g}, data.labels_seed={store.settings.labels_seed})"
+
+
+def outside(store: Store) -> list[str]:
+    """Lines on key points that were outside their image, or lie outside the packed one; [] where none do."""
+    lines, found = [], store.meta.get("points_outside")
+    if found:
+        where = f"{found['points']:,} points of {found['images']:,} images"
+        lines.append(f"{where} are outside what they belong to, and count as not there (data.points_outside)")
+    if store.points is not None:
+        points, side = np.asarray(store.points), np.array(store.shape[:0:-1])
+        beyond = np.any((points < -0.5) | (points > side - 0.5), axis=2)  # false for NaN
+        if beyond.any():
+            where = f"{int(beyond.sum()):,} points of {int(beyond.any(1).sum()):,} images"
+            lines.append(f"{where} lie beyond the packed image, which data.fit or data.points_outside lets them")
+    return lines
+
+
 def notes(store: Store) -> list[str]:
-    """What whoever relies on the split should know, a line each; see `crossing`, `ungrouped` and `following`."""
-    return [line for line in (crossing(store), ungrouped(store), following(store)) if line]
+    """What whoever relies on the split should know, a line each; see `crossing`, `ungrouped` and `following`, and of
+    masks and key points `annotated` and `outside`.
+    """
+    lines = (crossing(store), ungrouped(store), following(store), annotated(store))
+    return [line for line in lines if line] + outside(store)
 
 
 def unused_columns(store: Store) -> str:

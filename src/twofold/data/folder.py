@@ -14,6 +14,7 @@ images, and what it says, is in `beside`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class ImageFolder:
         return self.beside.classes(self.folder_classes)
 
     def count(self) -> int:
-        return sum(self._rows)
+        return sum(self._rows) + len(self._lone)
 
     def left_out(self) -> list[str]:
         return []
@@ -72,6 +73,14 @@ class ImageFolder:
         folders = list(self._folders)
         for i, first, last in spans(self._rows, start, stop):
             yield from self._read(folders[i], self._names(folders[i])[first:last])
+        own = sum(self._rows)
+        for where, path in list(self._lone.items())[max(0, start - own) : None if stop is None else max(0, stop - own)]:
+            yield Item(where, path, -1, None)  # none can be read, so each is counted and named
+
+    @cached_property
+    def _lone(self) -> dict[str, Path]:
+        """What is said of images that are not there, see `Beside.lone`; they are bad images."""
+        return self.beside.lone()
 
     def folders(self) -> dict[tuple[str, ...], int]:
         """{parts of a folder that is packed: images right in it}, in order."""

@@ -70,8 +70,9 @@ class Source(Protocol):
         """What the store's meta keeps about what belongs to the images; {} where there is nothing of it.
 
         attributes: [name]. mask_classes: [name]. mask_void: the index that means void in the masks, beside 255.
-        points: [name] or how many. flip_pairs: [[i, j]], points that a mirror exchanges. class_titles: [readable name
-        of each class]. licence: text.
+        mask_flip_pairs: [[i, j]], classes of masks that a mirror exchanges. points: [name] or how many. flip_pairs:
+        the same of points. points_outside: what `data.points_outside` is by default. class_titles: [readable name of
+        each class]. licence: text.
         """
         ...
 

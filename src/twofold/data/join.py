@@ -197,9 +197,16 @@ class Join:
             "left_out": list(self._source.left_out()),
             "facts": self._source.facts(),
             "bad_images": self._bad,
+            **self._outside(),
             "transform": transform,
             "content_hash": self._content_hash(shape, joined, generated),
         }
+
+    def _outside(self) -> dict[str, Any]:
+        """How many points count as not there for being outside their image, and in how many images, if any."""
+        counts = [part.facts.get("points_outside", {}) for part in self._parts]  # earlier versions did not count
+        found = {name: sum(count.get(name, 0) for count in counts) for name in ("points", "images")}
+        return {"points_outside": found} if found["points"] else {}
 
     def _content_hash(self, shape: tuple[int, ...], joined: int, generated: int) -> str:
         parts = [repr(shape), self._digests["images"], self._digests["labels"]]

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images, kept: moments as float16 in memory-mapped shards.
+"""What a network makes of images, kept as float16 in memory-mapped shards: an autoencoder's moments, a teacher's maps.
 
     NAME-KEY/manifest.json        everything the numbers depend on; its images are rows of one packed store
     NAME-KEY/moments-000012.npy   float16 (rows of the shard, views, 2D, h, w); view 1 is that of the mirror image
@@ -56,7 +56,8 @@ class Encoder(Protocol):
 class Shelf:
     """Where the moments of these rows of a store are, or will be.
 
-    rows: sorted. shape: (2D, h, w). mirror: whether those of mirror images are kept too.
+    rows: sorted. shape: (2D, h, w), or whatever is kept of an image. mirror: whether those of mirror images are kept
+    too. what, hint: how messages call it, and what helps where there is no room for it.
     """
 
     folder: Path
@@ -65,6 +66,8 @@ class Shelf:
     mirror: bool
     shard_rows: int
     facts: dict[str, Any]
+    what: str = "latents"
+    hint: str = "codec.store=false, or TWOFOLD_CACHE on another disk"
 
     @property
     def views(self) -> int:
@@ -112,12 +115,26 @@ def shelf(encoder: Encoder, store: Store, rows: np.ndarray, shape: tuple[int, in
 
     Raises `UserError` for a folder that holds something else under its name.
     """
+    return shelf_of(encoder.moments_key, store, rows, (2 * shape[0], *shape[1:]), mirror)
+
+
+def shelf_of(
+    key: str,
+    store: Store,
+    rows: np.ndarray,
+    moments: tuple[int, int, int],
+    mirror: bool,
+    place: str = "moments",
+    **words: str,
+) -> Shelf:
+    """The shelf for these rows of a store. key: of who makes what is kept; moments: its shape for one image. place: a
+    folder of the cache. words: `what` and `hint` of `Shelf`.
+    """
     rows = np.unique(np.asarray(rows, np.int64))
-    moments = (2 * shape[0], *shape[1:])
     per_row = moments_bytes(moments) * (2 if mirror else 1)
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "codec": encoder.moments_key,
+        "codec": key,
         "data": store.content_hash,
         "images": len(rows),
         "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
@@ -125,9 +142,9 @@ def shelf(encoder: Encoder, store: Store, rows: np.ndarray, shape: tuple[int, in
         "mirror": mirror,
         "shard_rows": max(1, min(SHARD_ROWS, SHARD_BYTES // per_row)),
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    folder = cache_root() / "moments" / f"{store.folder.name.rpartition('-')[0] or 'images'}-{key}"
-    return Shelf(folder, rows, moments, mirror, facts["shard_rows"], facts)
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache_root() / place / f"{store.folder.name.rpartition('-')[0] or 'images'}-{name}"
+    return Shelf(folder, rows, moments, mirror, facts["shard_rows"], facts, **words)
 
 
 def fill(shelf: Shelf, encoder: Encoder, store: Store, rank: int = 0, world: int = 1) -> Iterator[tuple[int, int]]:
@@ -142,7 +159,8 @@ def fill(shelf: Shelf, encoder: Encoder, store: Store, rank: int = 0, world: int
         shelf.folder.mkdir(parents=True, exist_ok=True)
         atomic_json(manifest, shelf.facts)
     elif json.loads(manifest.read_text("utf-8")) != shelf.facts:
-        raise UserError(str(shelf.folder), "holds latents of another autoencoder or other images", "delete the folder")
+        what = f"holds {shelf.what} of another network or other images"
+        raise UserError(str(shelf.folder), what, "delete the folder")
     todo = shelf.missing()
     total, begin = shelf.images(todo), len(todo) * rank // world
     todo = todo[begin:] + todo[:begin]
@@ -192,7 +210,7 @@ def _written(shelf: Shelf, shard: int, encoder: Encoder, store: Store) -> Iterat
         for start in range(0, len(rows), BATCH):
             images = store.batch(rows[start : start + BATCH])
             views = [images, images.flip(-1)][: shelf.views]
-            file.append(torch.stack([_half(encoder.moments(view)) for view in views], 1).numpy())
+            file.append(torch.stack([_half(encoder.moments(view), shelf.what) for view in views], 1).numpy())
             yield len(images)
         file.close()
         atomic_file(shelf.file(shard), lambda path: os.replace(aside, path))
@@ -205,11 +223,10 @@ def _written(shelf: Shelf, shard: int, encoder: Encoder, store: Store) -> Iterat
         aside.unlink(missing_ok=True)
 
 
-def _half(moments: Tensor) -> Tensor:
+def _half(moments: Tensor, what: str) -> Tensor:
     """float16 on the CPU. Raises `UserError` for what is not finite."""
     if not bool(moments.isfinite().all()):
-        what = "makes latents that are not finite"
-        raise UserError("codec", what, "the autoencoder is damaged, or its training went wrong")
+        raise UserError(what, "are not finite", "the network that makes them is damaged, or its training went wrong")
     return moments.clamp(-FINITE, FINITE).half().cpu()
 
 
@@ -224,7 +241,7 @@ class Latents:
         missing = shelf.missing()
         if missing:
             where = str(shelf.file(missing[0]))
-            raise UserError(where, "these latents are not there", "the same command makes them again")
+            raise UserError(where, f"these {shelf.what} are not there", "the same command makes them again")
         self._maps = [np.asarray(np.load(shelf.file(i), mmap_mode="r")) for i in range(shelf.shards)]
 
     def __call__(self, rows: np.ndarray, mirrored: np.ndarray | None = None) -> Tensor:
@@ -245,5 +262,5 @@ def _check_room(shelf: Shelf, images: int) -> None:
     """Raises `UserError` where the disk has no room for those of so many images."""
     needed, free = images * shelf.row_bytes, shutil.disk_usage(shelf.folder).free
     if needed > free:
-        what = f"the latents need {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
-        raise UserError(str(shelf.folder), what, "codec.store=false, or TWOFOLD_CACHE on another disk")
+        what = f"the {shelf.what} need {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+        raise UserError(str(shelf.folder), what, shelf.hint)

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..settings.data import OF_LABELS, DataSettings
-from . import arrays, celeba, imagenet
+from ..settings.faces import IBUG68
+from . import arrays, celeba, celeba_masks, imagenet, wflw
 from .items import Item, Source
 
 Open = Callable[[DataSettings, Path], Source]
@@ -32,7 +33,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Named:
-    """One data set. hub: its id, with the configuration. columns: settings that the hub's columns need.
+    """One data set. hub: its id, with the configuration; "": it is not there. columns: settings that its columns need.
 
     unwanted: splits that are left out because they have no labels. splits: what there is, for people.
     """
@@ -71,6 +72,20 @@ ATTRIBUTES = re.findall(
     "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
     "Wearing_Necktie Young",
 )
+
+CAMVID = [
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign_symbol",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+]
 
 NAMED: dict[str, Named] = {
     "cifar10": Named(
@@ -122,6 +137,38 @@ NAMED: dict[str, Named] = {
         "non-commercial research; asks for your consent",
         unwanted=("test",),
         layout=WORDNET,
+    ),
+    "celebamask-hq": Named(
+        "",
+        "24,183 train, 2,993 validation, 2,824 test",
+        "non-commercial research and education only (CelebAMask-HQ agreement)",
+        layout=Layout(
+            celeba_masks.is_celeba_masks,
+            lambda s, root: celeba_masks.CelebAMasks(s, root),
+            "CelebA-HQ-img/*.jpg, CelebAMask-HQ-mask-anno/*/*.png",
+        ),
+    ),
+    "wflw": Named(
+        "",
+        "7,500 train, 2,500 test",
+        "research only (WFLW; its images are those of WIDER FACE)",
+        layout=Layout(
+            wflw.is_wflw,
+            lambda s, root: wflw.Wflw(s, root),
+            "WFLW_images, WFLW_annotations/list_98pt_rect_attr_train_test, or COCO-style annotations/ and images/",
+        ),
+    ),
+    "camvid": Named(
+        "",
+        "367 train, 101 validation, 233 test",
+        "CC BY-NC 4.0, as the SegNet tutorial states (Brostow et al. 2009)",
+        {"mask_column": "mask", "mask_classes": CAMVID, "mask_void": len(CAMVID)},
+    ),
+    "faces68": Named(
+        "",
+        "3,487 train, 739 test",
+        "MIT as its repository states; frames of YouTube Faces, for research",
+        {"points_column": "keypoints", "flip_pairs": IBUG68, "group": "identity"},
     ),
 }
 

@@ -29,6 +29,7 @@ from .npz import Npz
 from .tables import TableFiles
 from .walking import ARROW_SUFFIX, IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX, scan
 from .webdataset import WebDataset
+from .wflw import Wflw
 
 FORMAT = 1  # of the packed store: stores of another format are packed again
 KINDS = (
@@ -39,7 +40,7 @@ PIXEL_SETTINGS = ("size", "fit", "channels", "background", "image_column", "labe
 # these came later: a store that was packed without them keeps its name as long as they are not set
 LATER_SETTINGS = (
     *("attribute_columns", "mask_column", "mask_classes", "mask_void", "points_column", "flip_pairs", "pair_column"),
-    *("group", "most"),
+    *("group", "most", "mask_flip_pairs", "points_outside", "padding"),
 )
 ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -71,6 +72,9 @@ def _open(settings: DataSettings) -> Source:
     is_hub = isinstance(getattr(found, "source", found), hub.Hub)
     if settings.streaming and not is_hub and not settings.images_only:
         raise UserError("data.streaming=true", f"{found.where} is on this machine", "only hub data can be streamed")
+    if settings.padding is not None and not isinstance(getattr(found, "source", found), Wflw):
+        what = f"{found.where} has no boxes of faces"
+        raise UserError(f"data.padding={settings.padding:g}", what, "leave it out; it is about WFLW")
     return found
 
 
@@ -144,12 +148,16 @@ def _short_name(settings: DataSettings) -> Source | None:
         return None
     named, where = NAMED[name], f"data={settings.source}"
     adjusted, given = defaults(named, settings)
+    if not colon and not named.hub:
+        hint = f"give the folder it is in: data={name}:FOLDER"
+        raise UserError(where, "this data set is not on the hub", hint)
     if not colon:
         at_hub = adjusted.model_copy(update={"source": named.hub})
         return WithLicence(hub.Hub(at_hub, unwanted=named.unwanted), named.licence, given)
     path = Path(place).expanduser()
     if not place:
-        raise UserError(where, "names no folder", f"data={name}:FOLDER, or data={name} for the hub's")
+        other = f", or data={name} for the hub's" if named.hub else ""
+        raise UserError(where, "names no folder", f"data={name}:FOLDER{other}")
     if not path.is_dir():
         raise UserError(where, f"there is no folder {place!r}", "" if path.exists() else _like(path))
     refuse_unreadable(path, where)
@@ -158,8 +166,10 @@ def _short_name(settings: DataSettings) -> Source | None:
     found = scan(path)
     if is_saved(path) or found.tables or found.arrows or (found.images and name in ("imagenet", "tiny-imagenet")):
         return WithLicence(_in_folder(adjusted, path), named.licence, given)
-    shown = f"{named.layout.shown}; or Parquet files of the hub" if named.layout else "Parquet files of the hub"
-    raise UserError(where, f"this folder is not laid out as {name} is published", f"expected: {shown}")
+    shown = [named.layout.shown] if named.layout else []
+    shown += ["Parquet files of the hub" if named.hub else "Parquet files"] if named.hub or named.columns else []
+    what = f"this folder is not laid out as {name} is published"
+    raise UserError(where, what, f"expected: {'; or '.join(shown)}")
 
 
 def _hub(settings: DataSettings) -> Source | None:

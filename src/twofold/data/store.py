@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from ..files import atomic_file
 from ..settings.data import DataSettings
+from .annotated import annotated_rows
 from .augment import mirror_partners
 from .duplicates import components, image_hashes
 from .items import SPLITS
@@ -31,6 +32,7 @@ from .pack import Progress, cache_root, complete, pack
 from .sources import fingerprint, fingerprint_of, open_source
 from .split import assign, split_key
 from .subsets import Labelling, few_labels, labelling_from
+from .transform import VOID
 
 
 def open_store(settings: DataSettings, progress: Progress | None = None) -> Store:
@@ -63,7 +65,7 @@ class Store:
     are those to be used); masks uint8 (N, H, W), class indices, 255 = void; points float32 (N, P, 2), x and y in
     pixels, NaN = not there; pairs uint8 (N, C2, H, W); groups int64 (N,), -1 = none. attribute_names, mask_classes,
     point_names: their names, as far as they are known. flip_pairs: points that a mirror exchanges, None if nobody has
-    said.
+    said. mask_flip_pairs: classes of the masks that it exchanges.
 
     Raises `UserError` if files are missing or damaged, and for settings about masks or points that it has not.
     """
@@ -90,6 +92,7 @@ class Store:
         self.point_names: list[str] = _names(facts.get("points"), self.points)
         self.mask_classes: list[str] = facts.get("mask_classes") or []
         self.flip_pairs: list[list[int]] | None = facts.get("flip_pairs")
+        self.mask_flip_pairs: list[list[int]] = facts.get("mask_flip_pairs") or []
         n = self.meta["images"]
         self.n_generated: int = self.meta.get("generated", {}).get("images", 0)
         self.n_own: int = n - self.meta.get("joined", {}).get("images", 0) - self.n_generated
@@ -121,6 +124,13 @@ class Store:
         if not len(rows):
             raise UserError(f"data={self.settings.source}", f"its {split} split holds no image", self._why_empty(split))
         return rows
+
+    def annotated_rows(self, split: str = "train") -> np.ndarray:
+        """Those of `indices(split)` whose mask or key points may be learned from, as `data.annotated` says.
+
+        Raises `UserError` where there are fewer than it asks for.
+        """
+        return annotated_rows(self, self.indices(split))
 
     def check_groups(self) -> None:
         """Raises `UserError` where the split was to keep groups whole and no image has one."""
@@ -258,12 +268,17 @@ class Store:
     def _check_settings(self) -> None:
         """What is said of masks and points must be about some that are there."""
         masks, points = (self.masks, "masks", "mask_column"), (self.points, "key points", "points_column")
-        for name, (array, kind, column) in {"mask_classes": masks, "mask_void": masks, "flip_pairs": points}.items():
+        about = {"mask_classes": masks, "mask_void": masks, "mask_flip_pairs": masks}
+        about |= {"flip_pairs": points, "points_outside": points}
+        for name, (array, kind, column) in about.items():
             if getattr(self.settings, name) is not None and array is None:
                 what = f"the images of {self.settings.source} have no {kind}"
                 raise UserError(f"data.{name}", what, f"leave it out, or say where they are: data.{column}=COLUMN")
         if self.points is not None and self.flip_pairs is not None:
             mirror_partners(self.points.shape[1], self.flip_pairs)
+        if self.mask_flip_pairs:
+            count, name = len(self.mask_classes) or VOID, "data.mask_flip_pairs"
+            mirror_partners(count, self.mask_flip_pairs, name, "class")
 
     def _load(self, name: str) -> Any:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")

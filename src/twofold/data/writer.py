@@ -138,6 +138,7 @@ class PartWriter:
         self._rows: dict[str, list[Any]] = {name: [] for name in ROWS}
         self._first: tuple[str, tuple[int, ...]] | None = None
         self._bad: list[dict[str, str]] = []
+        self._outside = {"points": 0, "images": 0}  # key points that count as not there, for being outside
 
     def __enter__(self) -> PartWriter:
         return self
@@ -164,6 +165,9 @@ class PartWriter:
         for name in ROWS[:-1]:
             self._rows[name] += columns[name]
         self._rows["points"] += [image.points for image in kept]
+        for image in kept:
+            self._outside["points"] += image.outside
+            self._outside["images"] += image.outside > 0
 
     def row_bytes(self) -> int:
         """What the files take for one image; 0 as long as no image is known."""
@@ -183,6 +187,7 @@ class PartWriter:
             "pair_channels": self._pairs.channels,
             "masks": self._masks is not None,
             "bad_images": self._bad,
+            "points_outside": self._outside,
         }
         (self._folder / "part.json").write_text(json.dumps(facts), "utf-8")
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data import SPLITS, Store, flip, image_order
+from ..data.annotated import annotated_note, annotated_rows
 from ..data.augment import flip_points, mirror_partners
 from ..data.latents import Latents
 from ..data.order import shared_order
@@ -33,7 +34,11 @@ U_SIGMA, U_LABEL, U_FLIP, U_AUGMENT = 0, 1, 2, 3
 
 LABELLED = 1 << 40  # added to the seed of the order of labelled images
 
+STAYS = ("uniforms", "confidence", "rows")  # fields that are never moved to a device
+
 BELONGINGS = {"attributes": "attributes", "mask": "masks", "points": "points", "pair": "pairs"}  # {field: of the store}
+ANNOTATIONS = ("mask", "points")  # those that `data.annotated` is about
+TASKS = ("segmentation", "landmarks")  # objectives that learn from these
 
 
 @dataclass
@@ -45,7 +50,8 @@ class Batch:
     float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W); confidence (B,) float32, how sure
     each label is; labelled: B further images for a classifier alone, of which those with a label count (the others are
     copies, and there to keep positions together). Of a latent model: moments float16 (B, 2D, h, w), in place of images,
-    which are (B, 0) then; posterior, the noise (B, D, h, w) of a draw from the posterior.
+    which are (B, 0) then; posterior, the noise (B, D, h, w) of a draw from the posterior. rows: int64 (B,), which images
+    of the store they are; on the CPU.
     """
 
     images: Tensor
@@ -59,6 +65,7 @@ class Batch:
     confidence: Tensor | None = None
     moments: Tensor | None = None
     posterior: Tensor | None = None
+    rows: Tensor | None = None
     labelled: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -73,7 +80,7 @@ class Batch:
             large = name not in ("label", "attributes", "points")
             return (tensor.pin_memory() if large else tensor).to(device, non_blocking=True)
 
-        return self._each(lambda tensor, name: tensor if name in ("uniforms", "confidence") else moved(tensor, name))
+        return self._each(lambda tensor, name: tensor if name in STAYS else moved(tensor, name))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of at most `size` images."""
@@ -119,7 +126,12 @@ def asks_confidence(settings: TrainSettings) -> bool:
 
 
 def labelled_note(settings: TrainSettings, store: Store, rows: np.ndarray) -> str:
-    """` (35 labelled)` where labels are learned and not all of these rows have one; or that none is ever dropped."""
+    """` (35 labelled)` where labels are learned and not all of these rows have one; or that none is ever dropped.
+
+    ` (annotated, of 367)` where masks or points are learned, and these are the images whose own are.
+    """
+    if settings.objective.kind in TASKS:
+        return annotated_note(store, rows)
     known = len(known_rows(store, rows, asks_attributes(settings, store)))
     learned = settings.objective.kind != "denoising" or bool(settings.network.classes)
     trained = (store.codes[rows] == SPLITS.index("train")).any()
@@ -143,11 +155,17 @@ def belongings_of(store: Store, rows: np.ndarray, names: Sequence[str]) -> dict[
     return out
 
 
+def learned_rows(store: Store, rows: np.ndarray, belongings: Sequence[str]) -> np.ndarray:
+    """Those of these rows that may be learned from: where masks or points are needed, those of which they are known."""
+    return annotated_rows(store, rows) if set(belongings) & set(ANNOTATIONS) else rows
+
+
 class Batches:
     """Makes the batch of any range of positions.
 
     rows: the rows of the store to train on. uniforms: how many an image needs. noise: whether it needs noise.
     flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
+    Where masks or points are, only images are trained on whose own may be learned from, see `Store.annotated_rows`.
     several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
     labelled_every: every so many positions an image of the labelled ones comes besides, in an order of its own (as
     `Batch.labelled`); 0: none do. further: as in `Objective`. confidence: whether it is wanted; raises `UserError`
@@ -176,6 +194,8 @@ class Batches:
         real: bool = False,
         real_share: float | None = None,
     ) -> None:
+        belongings_of(store, rows[:1], belongings)
+        rows = learned_rows(store, rows, belongings)
         every, first = rows, len(store) - store.n_generated
         rows = rows[rows < first] if real else rows
         self.store, self.rows, self.seed = store, rows, seed
@@ -186,8 +206,8 @@ class Batches:
         if confidence and self.confidence is None:
             what = "no label file says how sure a label is"
             raise UserError("objective.label_confidence", what, "give data.labels=FILE with a column confidence")
-        belongings_of(store, rows[:1], self.belongings)
         self._partner = self._mirror_partners() if flip and "points" in belongings else None
+        self._classes = mirror_partners(256, store.mask_flip_pairs).to(torch.uint8)
         balance = store.settings.balance
         if balance and not store.classes:
             raise UserError(f"data.balance={balance:g}", "the data has no classes", "leave it at 0")
@@ -248,6 +268,7 @@ class Batches:
             more["moments"] = self.latents(rows, uniforms[:, U_FLIP] < 0.5 if self.flip else None)
         if posterior is not None:
             more["posterior"] = torch.from_numpy(posterior)
+        more["rows"] = torch.from_numpy(np.asarray(rows, np.int64))
         if self.confidence is not None:
             more["confidence"] = torch.from_numpy(self.confidence[rows])
         return Batch(
@@ -259,6 +280,8 @@ class Batches:
         if name == "points":
             assert self._partner is not None
             return flip_points(tensor, u, self.store.shape[2], self._partner)
+        if name == "mask" and self.store.mask_flip_pairs:  # left and right parts
+            tensor = torch.where((u < 0.5)[:, None, None], self._classes[tensor.long()], tensor)
         return tensor if name == "attributes" else flip(tensor, u)
 
     def _mirror_partners(self) -> Tensor:
@@ -297,8 +320,10 @@ def training_batches(
     further: int,
     x0_shape: tuple[int, int, int] | None = None,
     latents: Latents | None = None,
+    belongings: Sequence[str] = (),
 ) -> Batches:
-    """Those of a run. uniforms, noise, further: what its objective needs, x0_shape, latents: see `Batches`."""
+    """Those of a run. uniforms, noise, further, belongings: what its objective needs; x0_shape, latents: see `Batches`.
+    """
     besides, real_share = (getattr(settings.objective, name, None) for name in ("labelled_batch", "real_share"))
     return Batches(
         store,
@@ -307,6 +332,7 @@ def training_batches(
         uniforms,
         noise,
         settings.data.flip,
+        belongings,
         several=asks_attributes(settings, store),
         labelled_every=settings.train.batch_size // besides if besides else 0,
         further=further,

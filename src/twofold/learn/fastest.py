@@ -121,7 +121,9 @@ def step_seconds(
             torch.set_grad_enabled(trains),
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
         ):
-            loss = network(x, c_noise).float().square().mean()
+            found = network(x, c_noise)
+            answers = found if isinstance(found, list) else [found]  # auxiliary heads answer too
+            loss = torch.stack([answer.float().square().mean() for answer in answers]).sum()
             if trains:
                 loss.backward()
         best = min(best, time.perf_counter() - start)

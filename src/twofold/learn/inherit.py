@@ -15,12 +15,14 @@ from ..codec import PixelCodec
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..errors import UserError
 from ..networks import NETWORKS
+from ..networks.students import Student
 from ..networks.trunk import middle_layer
 from ..networks.unet import UNet
 from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..run import Run, load, newest_probe
 from ..settings.network import TapHeadSettings, TrunkSettings, UNetSettings
 from ..settings.resolve import differences, flatten, resolve
+from ..settings.student import StudentSettings
 from ..settings.train import TrainSettings
 
 S = TypeVar("S", bound=BaseModel)
@@ -37,6 +39,8 @@ def inherit(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) 
     """
     if settings.resume_from is None and settings.init_from is None:
         return settings
+    if isinstance(settings.network, StudentSettings):
+        return _student(settings, shape)
     if not isinstance(settings.network, TrunkSettings):
         return _whole(settings, shape, earlier)
     return _trunk(settings, shape, earlier)
@@ -61,6 +65,30 @@ def _whole(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -
     update["noise"] = _taken(given_noise, found[1], OWN_NOISE, "noise", where)
     changed = settings.model_copy(update=update)
     return resolve(TrainSettings, [(f"with what {where} gives", changed.model_dump(mode="json"))])[0]
+
+
+def _student(settings: TrainSettings, shape: tuple[int, int, int]) -> TrainSettings:
+    """The backbone of the source, where none is given; the head is this run's own. Images of any size will do.
+
+    A run that branches off, or whose folder holds a state, says what it is by itself.
+    """
+    assert isinstance(settings.network, StudentSettings)
+    if settings.init_from is None or "backbone" in settings.network.model_fields_set:
+        return settings
+    source = student_model(settings.init_from)
+    if source.shape[0] != shape[0]:
+        what = f"sees {source.shape[0]} channels, the data has {shape[0]}"
+        raise UserError(f"init_from={settings.init_from}", what, f"set data.channels={source.shape[0]}")
+    network = settings.network.model_copy(update={"backbone": source.network.settings.backbone})
+    return settings.model_copy(update={"network": network})
+
+
+def student_model(source: str) -> Any:
+    """The student to start from, whatever its head. Raises `UserError` for another model."""
+    model: Any = load(*place_of(source))
+    if not isinstance(getattr(model, "network", None), Student):
+        raise UserError(f"init_from={source}", "is no student network", "give the run of a distilled backbone")
+    return model
 
 
 def _with_head(network: Any, given: Any, settings: TrainSettings) -> Any:
@@ -171,7 +199,7 @@ def source_model(source: str, settings: TrainSettings | None = None) -> Any:
     model: Any = load(*place_of(source))
     if isinstance(model, JointClassifier):  # of a run without denoising, which may be trained further with it
         model = model.joint
-    if settings is not None and settings.objective.kind in ("supervised", "freematch"):
+    if settings is not None and settings.objective.kind in ("supervised", "freematch", "kd"):
         if not isinstance(model, NetworkClassifier):
             raise UserError(where, "is no classifier", "network.kind=trunk makes one of a denoiser")
         return model

@@ -32,7 +32,7 @@ from .classes import class_names
 from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
-from .latents import keep
+from .latents import TOLD, keep
 from .lora import adapt, parameters, targeted
 from .objectives import Objective, objective
 from .optimise import learning_rate
@@ -173,10 +173,20 @@ class Trainer:
 
     def _make_batches(self, noise_shape: tuple[int, int, int]) -> Iterator[Event]:
         """What training and validation read; latents are made first, where they are kept."""
+        yield from self._told(self.objective.prepare(self.store, self.settings.data.flip, self.device, self.rank, self.world))
         kept = yield from keep(self.settings, self.store, self.codec, self.validation.rows, self.rank, self.world)
         needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
-        self.batches = training_batches(self.settings, self.store, *needs, noise_shape, kept.train)
+        belongings = self.objective.belongings
+        self.batches = training_batches(self.settings, self.store, *needs, noise_shape, kept.train, belongings)
         self.validation.latents = kept.held_out
+
+    def _told(self, lines: Iterator[str]) -> Iterator[Event]:
+        """What takes long and tells how far it is, every few seconds."""
+        told = time.monotonic() - TOLD
+        for line in lines:
+            if time.monotonic() - told >= TOLD:
+                told = time.monotonic()
+                yield Note(line)
 
     def _start(self, state: State | None) -> Iterator[Event]:
         """What a run begins with: the weights of another model, low-rank updates of them."""
@@ -266,6 +276,7 @@ class Trainer:
         told of their labels, too.
         """
         if not self.objective.classifies:
+            self.objective.begin(start, torch.empty(0, dtype=torch.int64))
             return self.loop.batch_size
         label = self.batches.labels_at(start, start + self.loop.batch_size)
         self.objective.begin(start, label)

@@ -27,6 +27,11 @@ def make_optimizer(
             {"params": [p for name, p in parameters.items() if far[name] == d], "scale": settings.layer_decay**d}
             for d in sorted({far[name] for name in parameters})
         ]
+    return optimizer_of(groups, settings)
+
+
+def optimizer_of(groups: list[dict[str, Any]], settings: LoopSettings) -> torch.optim.Optimizer:
+    """The optimiser these settings ask for, of these groups of parameters."""
     if settings.weight_decay and not settings.decay_all:
         groups = [part for group in groups for part in _without_decay(group)]
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError, some
 from ..networks.autoencoder import AutoencoderModel
+from ..networks.students import Student
 from ..networks.trunk import Trunk
 from ..networks.uvit import UViT
 from ..recognize.classifier import NetworkClassifier
 from ..run import same_autoencoder
 from ..settings.train import TrainSettings
-from .inherit import source_model
+from .inherit import source_model, student_model
 
 Model = NetworkDenoiser | NetworkClassifier
+BACKBONE = "backbone."  # names of a student's weights that belong to no task
 JOINT_HEAD = "head.out"  # a row for each class
 
 
@@ -62,6 +64,8 @@ def start_from(model: Model | AutoencoderModel, settings: TrainSettings) -> tupl
         return [], None
     if isinstance(model.network, Trunk):
         return _start_trunk(model.network, source)
+    if isinstance(model.network, Student):
+        return _start_student(model, source)
     started, other = Started(source), source_model(source, settings)
     if settings.codec is not None and not same_autoencoder(other.codec, getattr(model, "codec", None)):
         hint = f"give codec={source}, or start from another model"
@@ -69,6 +73,25 @@ def start_from(model: Model | AutoencoderModel, settings: TrainSettings) -> tupl
     _take(model, other, started)
     if not started.taken:
         raise UserError(f"init_from={source}", "has no weight that fits this network", "give the run of another model")
+    return [started.note()], started.facts()
+
+
+def _start_student(model: Any, source: str) -> tuple[list[str], dict[str, Any]]:
+    """The backbone's weights, all of them; a head's where it is of the same kind and shape, and of the same classes."""
+    other, started = student_model(source), Started(source)
+    same = list(other.class_names) == list(model.class_names)
+    ours, theirs = model.network.state_dict(), other.network.state_dict()
+    for name, value in ours.items():
+        fits = name in theirs and theirs[name].shape == value.shape
+        if fits and (same or name.startswith(BACKBONE)):
+            value.copy_(theirs[name])
+            started.taken += 1
+        elif name.startswith(BACKBONE):
+            hint = "leave network.backbone out: it is taken from there"
+            raise UserError(f"init_from={source}", f"has another backbone (its {name} does not fit)", hint)
+        else:
+            started.new.append(name)
+    started.left_out += [name for name in theirs if name not in ours]
     return [started.note()], started.facts()
 
 

@@ -26,6 +26,7 @@ from ..settings.train import LoopSettings
 from .batches import Batch
 from .buffers import agree_on_buffers, kept, untouched
 from .ema import Average, decay
+from .helpers import Helpers
 from .memory import is_out_of_memory, release
 from .objectives import Objective
 from .optimise import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -63,6 +64,7 @@ class Stepper:
         self.device, self.micro_batch = accelerator.device, micro_batch
         self.network = objective.network
         self.optimizer = make_optimizer(self.network, settings, shape)
+        self.helpers = Helpers(objective, settings)
         self.average = Average(self.network)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.trained = [p for p in self.network.parameters() if p.requires_grad]
@@ -72,7 +74,7 @@ class Stepper:
 
         Raises `UserError` where memory runs out with one image at a time, or while others wait for this process.
         """
-        settings, put_back = self.settings, kept(self.network)
+        settings, put_back = self.settings, kept(self.objective)
         while (losses := self._gradients(batch, start, counted)) is None:
             put_back()
             self._halve(start)
@@ -81,23 +83,28 @@ class Stepper:
             group["lr"] = rate * group["scale"]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf, foreach=True)
-        finite = bool(norm.isfinite())
+        finite = bool(norm.isfinite()) & self.helpers.ready(rate / settings.lr, self.scaler)
         if not finite:
             put_back()
         else:
-            agree_on_buffers(self.network, self.world)
+            agree_on_buffers(self.objective, self.world)
             self._apply(start + settings.batch_size)
             if self.objective.learns_levels:
                 self.objective.observe(start, self._everyones(losses))
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return Taken(losses.sum(), norm, finite)
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.helpers.zero_grad()
 
     def _apply(self, n_images: int) -> None:
         """The optimiser's step; its moments are made in the first one."""
         settings = self.settings
         try:
             self.scaler.step(self.optimizer)
+            self.helpers.step(self.scaler)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,7 +134,7 @@ class Stepper:
     def _halve(self, start: int) -> None:
         """After a step without enough memory: drops its gradients and asks for smaller parts."""
         tried = self.micro_batch
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         release(self.device)
         if tried == 1:
             raise UserError("train", f"out of memory with one image at a time, at {start:,} images", LOWER)
@@ -159,7 +166,7 @@ class Stepper:
             held = [torch.empty_like(p) for p in self.trained for _ in range(moments)]
             part = next(iter(batch.to(self.device).split(self.micro_batch)))
             # not through `wrapped`, and not into .grad: nothing is sent
-            with untouched(self.network), weights_once(self.network):
+            with untouched(self.objective), weights_once(self.network):
                 torch.autograd.grad(self.objective(part).sum(), self.trained, allow_unused=True)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -178,6 +185,7 @@ class Stepper:
         found = {f"weights/{n}": v for n, v in self.network.state_dict().items()}
         found |= {f"average/{n}": self.average.tensors[n] for n in self.average.own}
         found |= {f"optimizer/{n}": v for n, v in optimizer_tensors(self.optimizer, self.network).items()}
+        found |= {f"helpers/{n}": v for n, v in self.helpers.tensors().items()}
         return found | {f"objective/{n}": v for n, v in self.objective.memory().items()}
 
     def restore(self, state: State) -> None:
@@ -185,6 +193,7 @@ class Stepper:
         self.network.load_state_dict(_part(state, "weights/"))
         self.average.load(_part(state, "average/"))
         load_optimizer_tensors(self.optimizer, self.network, _part(state, "optimizer/"))
+        self.helpers.load(_part(state, "helpers/"))
         if memory := _part(state, "objective/"):
             self.objective.remember(memory)
         if self.scaler.is_enabled() and state.facts["scaler"]:

@@ -31,8 +31,11 @@ from .events import Event, Note
 from .inherit import inherit
 from .loop import Trainer
 from .lora import parameters
+from .tasks import filled_in
 
 SETTLE = 0.3  # seconds
+# objectives that no label is needed for
+NOT_OF_LABELS = ("denoising", "autoencoder", "segmentation", "landmarks", "distill")
 
 Show = Callable[[Event], None]
 
@@ -136,8 +139,9 @@ def complete(settings: TrainSettings, store: Store, run: Run, codec: LatentCodec
     run: the folder to train in; see `inherit`. codec: of a latent model.
     Raises `UserError` where data, source and network disagree.
     """
-    if settings.objective.kind not in ("denoising", "autoencoder"):
+    if settings.objective.kind not in NOT_OF_LABELS:
         _check_labels(settings, store)
+    settings = settings.model_copy(update={"objective": filled_in(settings, store)})
     if settings.lora is not None and settings.init_from is None and settings.resume_from is None:
         what = "a low-rank update of which model is not said"
         raise UserError(f"lora.rank={settings.lora.rank}", what, "give init_from=RUN of a denoiser")
@@ -230,6 +234,7 @@ def describe(trainer: Trainer, store: Store, command: str) -> dict[str, Any]:
         "parameters": sizes[0],
         "parameters_trained": sizes[1],
         "init_from": trainer.started,
+        **({"learned": learned} if (learned := trainer.objective.learned()) else {}),
         "seconds": round(seconds, 1),
         "images_per_second": round(trainer.n_images / max(seconds, 1e-9), 1),
         "environment": trainer.environment.to_dict(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from ..draws import ImageDraws
 from ..generate import sample
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
 from ..settings.train import TrainSettings
-from .batches import U_SIGMA, Batch, labels_of
+from .batches import TASKS, U_SIGMA, Batch, belongings_of, labels_of
 from .classes import asks_attributes, class_names
 from .ema import Average
 from .objectives import Objective
 from .objectives.supervised import attributes, commoner_answers
 
-BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1))  # what weights are kept for; 1: less is better
+# what weights are kept for; 1: less is better
+BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1), ("miou", -1), ("nme", 1))
 PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
 
 
@@ -65,6 +67,8 @@ class Validation:
         self.settings, self.store, self.device = settings, store, device
         self.rank, self.world = rank, world
         rows = store.indices(settings.validation.split)
+        if settings.validation.split == "train" and settings.objective.kind in TASKS:
+            rows = store.annotated_rows("train")  # what is hidden from training must not choose its best weights
         rows = rows[spread(len(rows), settings.validation.max_images)]
         self.rows, self.mine = rows, rows[rank::world]
         # Noise levels are spread evenly over the held-out images, the same ones every time: little variance. Dealt
@@ -79,7 +83,7 @@ class Validation:
 
     def measured(self, objective: Objective, count: int, images: Tensor | None = None) -> dict[str, float]:
         """{"loss", "accuracy", "frechet"} over all processes: the second where any label is known, the third of images.
-        And what else the objective measures. No loss where no image counts in it.
+        And what else the objective measures and tallies. No loss where no image counts in it.
 
         With yes-or-no questions "accuracy_always" is what always giving the commoner answer would reach.
 
@@ -89,13 +93,16 @@ class Validation:
         total = self.loss(objective, count)
         if self.world > 1:
             total = sum(gather_object([total]), torch.zeros_like(total))
-        loss, counted, right, asked, *more = total.tolist()
+        averages, tallies = total.tensor_split([len(total) - objective.tallies])
+        loss, counted, right, asked, *more = averages.tolist()
         sums = {"loss": loss, **dict(zip(objective.measures, more, strict=True))}
         found = {name: value / counted for name, value in sums.items()} if counted else {}
         if asked:
             found["accuracy"] = right / asked
             if getattr(self.settings.objective, "multi_label", False):
                 found["accuracy_always"] = self.always() / asked
+        if objective.tallies:
+            found |= objective.scores(tallies)
         if images is not None and self.samples_wanted:
             mine = self.statistics(images[: len(range(self.samples_wanted)[self.rank :: self.world])])
             everyone = gather_object([mine]) if self.world > 1 else [mine]
@@ -113,11 +120,12 @@ class Validation:
         return torch.stack([image for _, image, _ in every]), [label for _, _, label in every]
 
     def loss(self, objective: Objective, count: int) -> Tensor:
-        """This rank's sums, float64: losses, images counted, right answers, images asked about, and what the objective
-        measures. count: at a time.
+        """This rank's sums, float64: losses, images counted, right answers, images asked about, what the objective
+        measures and what it tallies. count: at a time.
         """
         draws = ImageDraws("evaluate")
-        total = torch.zeros(4 + len(objective.measures), dtype=torch.float64)
+        measured = 4 + len(objective.measures)
+        total = torch.zeros(measured + objective.tallies, dtype=torch.float64)
         for start in range(0, len(self.mine), count):
             rows = self.mine[start : start + count]
             batch = self._batch(objective, rows, draws).to(self.device)
@@ -128,7 +136,9 @@ class Validation:
                 total[2] += objective.correct(batch)
                 total[3] += objective.asked(batch.label)
             if objective.measures:
-                total[4:] += objective.measure(batch).cpu().double().sum(0)
+                total[4:measured] += objective.measure(batch).cpu().double().sum(0)
+            if objective.tallies:
+                total[measured:] += objective.tally(batch)
         return total
 
     def always(self) -> float:
@@ -148,6 +158,7 @@ class Validation:
             if posterior is not None:
                 generator.standard_normal(out=posterior[i], dtype=np.float32)
         labels = labels_of(self.store, rows, asks_attributes(self.settings, self.store))
+        more: dict[str, Any] = belongings_of(self.store, rows, objective.belongings)
         return Batch(
             self.store.batch(rows),
             labels,
@@ -155,6 +166,7 @@ class Validation:
             torch.from_numpy(noise),
             moments=None if self.latents is None else self.latents(rows),
             posterior=None if posterior is None else torch.from_numpy(posterior),
+            **more,
         )
 
     def pictures(self, objective: Objective) -> tuple[Tensor, list[int]]:

@@ -11,6 +11,7 @@ from ..settings.network import NetworkSettings
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .dit import DiT
+from .students import Student
 from .trunk import Trunk
 from .unet import UNet
 from .unet_encoder import UNetEncoder
@@ -27,6 +28,7 @@ NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "wrn": WRN,
     "unet_encoder": UNetEncoder,
     "trunk": Trunk,
+    "student": Student,
     "autoencoder": lambda settings, shape, classes: Autoencoder(settings, shape),
 }
 

@@ -14,13 +14,12 @@ from ..adapters.latent_codec import LatentCodec
 from ..denoiser import Denoiser
 from ..errors import UserError, nearest
 from ..hashing import model_hash
-from ..recognize.classifier import JointClassifier, NetworkClassifier
 from ..recognize.encoded import FILE as ENCODED
 from ..recognize.encoded import EncodedClassifier, load_encoded
 from ..recognize.probe import ProbeClassifier, read_probe
 from ..recognize.saved_heads import restore
 from .folder import Run
-from .weights import load_model
+from .weights import Loaded, load_model
 
 PROBE = "probe.safetensors"
 WEIGHTS = (".safetensors", ".pt", ".pth")
@@ -42,8 +41,10 @@ def is_model(source: str | Path) -> bool:
 
 def load(
     source: str | Path, at: str = "last", device: torch.device | str = "cpu"
-) -> Denoiser | NetworkClassifier | JointClassifier | ProbeClassifier | EncodedClassifier | LatentCodec:
-    """The denoiser, classifier or autoencoder in a run folder, a file, a diffusers folder or a hub repository.
+) -> Denoiser | Loaded | ProbeClassifier | EncodedClassifier:
+    """The model in a run folder, a file, a diffusers folder or a hub repository.
+
+    It is a denoiser, a classifier, a segmenter, a landmarker or an autoencoder.
 
     source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
     `.pt` or `.pth` in the layout of guided-diffusion, DiT or U-ViT; `x.json` beside it says what its weights do not.
@@ -102,9 +103,7 @@ def elsewhere(source: str | Path) -> Path:
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
 
 
-def load_file(
-    path: Path, device: torch.device | str = "cpu"
-) -> Denoiser | NetworkClassifier | JointClassifier | LatentCodec:
+def load_file(path: Path, device: torch.device | str = "cpu") -> Denoiser | Loaded:
     """The model in a file by itself: written by twofold, or weights in a layout that an adapter reads."""
     from ..adapters.checkpoint import read_checkpoint
 

@@ -19,14 +19,29 @@ from ..errors import UserError
 from ..files import atomic_file
 from ..networks.autoencoder import AutoencoderModel
 from ..noise import family
+from ..recognize.backbone import Backbone
 from ..recognize.classifier import JointClassifier, NetworkClassifier
+from ..recognize.landmarker import NetworkLandmarker
+from ..recognize.segmenter import NetworkSegmenter
+from ..settings.distilling import Distill
 from ..settings.network import NetworkSettings, TrunkSettings, WideResNetSettings
 from ..settings.noise import EDMNoise, FlowNoise, NoiseSettings
+from ..settings.student import StudentSettings
+from ..settings.tasks import Landmarks, Segmentation
 from ..settings.train import CLEAN, TrainSettings
 from .codec import codec_beside, codec_facts
 
 FORMAT = "1"
-Trained = NetworkDenoiser | NetworkClassifier | AutoencoderModel
+Trained = NetworkDenoiser | NetworkClassifier | NetworkSegmenter | NetworkLandmarker | Backbone | AutoencoderModel
+Loaded = (
+    NetworkDenoiser
+    | NetworkClassifier
+    | NetworkSegmenter
+    | NetworkLandmarker
+    | Backbone
+    | JointClassifier
+    | LatentCodec
+)
 
 
 def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[str], codec: Any = None) -> Trained:
@@ -39,7 +54,13 @@ def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[st
         network.settings = settings.network  # type: ignore[assignment]
     if settings.objective.kind == "autoencoder":
         return AutoencoderModel(network, shape)
-    if settings.objective.kind in ("supervised", "freematch"):
+    if isinstance(settings.objective, Distill):
+        return Backbone(network, shape, data_classes=classes)
+    if isinstance(settings.objective, Segmentation):
+        return NetworkSegmenter(network, classes, shape)
+    if isinstance(settings.objective, Landmarks):
+        return _landmarker(network, settings.objective, shape, classes)
+    if settings.objective.kind in ("supervised", "freematch", "kd"):
         return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0
     known: dict[str, Any] = {"classes": conditional, "class_names": classes}
@@ -48,6 +69,14 @@ def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[st
             network, family(settings.noise), shape, **known, multi_label=settings.objective.multi_label
         )
     return NetworkDenoiser(network, family(settings.noise), shape, **known, codec=codec, clip=codec is None)
+
+
+def _landmarker(
+    network: nn.Module, settings: Landmarks, shape: tuple[int, int, int], names: list[str]
+) -> NetworkLandmarker:
+    """Read as it was trained to be read."""
+    read = (settings.flip_test, settings.quarter_shift, settings.unbiased)
+    return NetworkLandmarker(network, names, shape, settings.flip_pairs, settings.heat_sigma, *read)
 
 
 def _classifier(
@@ -92,6 +121,9 @@ def save_model(
 
     scale: of an autoencoder's latents. The autoencoder of a latent model is named, and not inside: see `codec_beside`.
     """
+    if isinstance(settings.network, StudentSettings):  # complete, so that it is built again without the hub
+        network = settings.network.model_copy(update={"backbone": model.network.settings.backbone})  # type: ignore[union-attr]
+        settings = settings.model_copy(update={"network": network})
     table = [{"name": name, "channels": layer.channels, "stride": layer.stride} for name, layer in model.layers.items()]
     facts = {
         "format": FORMAT,
@@ -109,9 +141,7 @@ def save_model(
     atomic_file(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
-def load_model(
-    path: Path, device: torch.device | str = "cpu"
-) -> NetworkDenoiser | NetworkClassifier | JointClassifier | LatentCodec:
+def load_model(path: Path, device: torch.device | str = "cpu") -> Loaded:
     """The model in a file written by `save_model`, in eval mode. Raises `UserError` for anything else.
 
     A joint model whose decoder was never trained (`objective.denoise=false`) is a classifier alone, and an autoencoder

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from ..errors import nearest
 from .base import Settings
+from .faces import MIRRORED
 from .size import Size
 
 OF_LABELS = (  # settings about what an image shows, which `unlabelled` images do not tell
-    *("label_column", "attribute_columns", "mask_column", "mask_classes", "mask_void"),
-    *("points_column", "flip_pairs", "pair_column"),
+    *("label_column", "attribute_columns", "mask_column", "mask_classes", "mask_void", "mask_flip_pairs"),
+    *("points_column", "flip_pairs", "points_outside", "pair_column"),
 )
 
 
@@ -51,8 +53,21 @@ class DataSettings(Settings):
     mask_column: str | None = Field(None, description="column of masks: images whose pixels are class indices")
     mask_classes: list[str] | None = Field(None, description="names of the classes in the masks, in order")
     mask_void: int | None = Field(None, ge=0, le=255, description="index in the masks that means void, beside 255")
+    mask_flip_pairs: list[tuple[int, int]] | None = Field(
+        None, description="classes of masks that a mirror image exchanges, such as left and right; default: none"
+    )
     points_column: str | None = Field(None, description="column of key points: x0, y0, x1, y1, ... or [x, y] pairs")
-    flip_pairs: list[tuple[int, int]] | None = Field(None, description="key points that a mirror image exchanges")
+    flip_pairs: list[tuple[int, int]] | None = Field(
+        None, description="key points that a mirror image exchanges: pairs, or ibug68 or wflw98 for these faces"
+    )
+    points_outside: Literal["error", "missing", "keep"] | None = Field(
+        None,
+        description="key points outside their image: the image is a bad one (error, the default), they count as not "
+        "there (missing), or stay where they are (keep)",
+    )
+    padding: float | None = Field(
+        None, ge=1, le=10, description="of WFLW: side of what is cut out, in longer sides of the face's box (1.25)"
+    )
     pair_column: str | None = Field(None, description="column of second images of the same field of view")
     group: str | None = Field(
         None, description="what tells whose image it is: a column, folder, or re:REGEX on the image's name"
@@ -71,6 +86,11 @@ class DataSettings(Settings):
     )
     labels_seed: int = Field(
         0, ge=0, lt=2**63, description="seed of that choice; with one seed, fewer labels are among more"
+    )
+    annotated: float | int | None = Field(
+        None,
+        description="training images whose mask or key points may be learned from: a share below 1, or how many, "
+        "chosen by labels_seed; default: all",
     )
     balance: float = Field(
         0.0, ge=0, le=1, description="0 trains on images as often as they are, 1 on every class equally often"
@@ -96,7 +116,7 @@ class DataSettings(Settings):
         return self._other(source).model_copy(update={"group": None, "most": None, "streaming": False})
 
     def _other(self, source: str) -> DataSettings:
-        unset = ("unlabelled", "generated", "labels", "labels_per_class", *OF_LABELS)
+        unset = ("unlabelled", "generated", "labels", "labels_per_class", "annotated", "padding", *OF_LABELS)
         return self.model_copy(update={"source": source, **dict.fromkeys(unset)})
 
     @model_validator(mode="before")
@@ -109,6 +129,23 @@ class DataSettings(Settings):
     def _one_name(cls, value: Any) -> Any:
         """One name is a list of one."""
         return [value] if isinstance(value, str) else value
+
+    @field_validator("flip_pairs", mode="before")
+    @classmethod
+    def _known_faces(cls, value: Any) -> Any:
+        """A name stands for its pairs."""
+        if not isinstance(value, str):
+            return value
+        if value not in MIRRORED:
+            raise ValueError(f"there are no flip pairs of that name; {nearest(value, MIRRORED)}")
+        return MIRRORED[value]
+
+    @field_validator("annotated")
+    @classmethod
+    def _share_or_count(cls, value: float | int | None) -> float | int | None:
+        if value is not None and not (isinstance(value, int) and value >= 1) and not 0 < value < 1:
+            raise ValueError(f"{value:g} is neither a share between 0 and 1 nor a whole number of images")
+        return value
 
     @field_validator("group")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from .base import Settings
 from .data import DataSettings
+from .tasks import Normaliser
 
 
 class EvaluateSettings(Settings):
@@ -75,6 +76,14 @@ class EvaluateSettings(Settings):
         50, ge=2, description="bound: levels drawn at random for each image, without bias; as many as there are: all"
     )
     likelihood_draws: int = Field(1, ge=1, description="ode: draws of noise per image")
+    normaliser: Normaliser | None = Field(
+        None,
+        description="landmarks: what errors are divided by: inter_ocular, box (root of the area of the points' box), "
+        "two points, or pixels; default: as the run was trained",
+    )
+    threshold: float | None = Field(
+        None, gt=0, description="landmarks: error above which an image failed; default: as the run was trained, or 0.1"
+    )
     likelihood_labels: bool = Field(False, description="likelihood: of images given their own labels")
 
     @field_validator("guide_interval")

@@ -7,14 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .base import Settings
-
-
-def whole_blocks(depth: int) -> int:
-    """The depth of a WideResNet; raises `ValueError` unless it has whole blocks."""
-    if depth % 6 != 4:
-        near = depth - (depth - 4) % 6
-        raise ValueError(f"{depth} is not 6 k + 4; {near} and {near + 6} are")
-    return depth
+from .student import StudentSettings, whole_blocks
 
 
 class TapHeadSettings(Settings):
@@ -266,6 +259,7 @@ NetworkSettings = Annotated[
     | WRNSettings
     | UNetEncoderSettings
     | TrunkSettings
+    | StudentSettings
     | AutoencoderSettings,
     Field(discriminator="kind"),
 ]

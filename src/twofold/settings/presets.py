@@ -25,7 +25,7 @@ from .text import load_yaml, read_text
 
 LABEL = re.compile(r"([a-z]+): (.*)$")  # of a header line
 SETTINGS_FILE = "settings.yaml"  # in a run folder
-TRAINING, FEWLABEL = "", "fewlabel"  # families: of `twofold train`, and of `twofold fewlabel` in a folder of its own
+TRAINING, FEWLABEL, DISTILL = "", "fewlabel", "distill"  # families: of `twofold train`, and in folders of their own
 HASH = re.compile(r"-[0-9a-f]{8}$")  # the end of a run folder's name; see `resolve.settings_hash`
 
 

@@ -10,12 +10,15 @@ from pydantic import Field, model_validator
 from .base import Settings
 from .codec import CodecSettings
 from .data import DataSettings
+from .distilling import Distill
 from .freematch import FreeMatch
+from .kd import KD
 from .network import NetworkSettings, TapHeadSettings, UNetSettings
 from .noise import NoiseSettings, VPNoise
+from .tasks import Landmarks, Segmentation, check_head
 
 DENOISERS = ("unet", "dit", "uvit")  # kinds of networks that denoise
-CLEAN = ("convnet", "wrn")  # kinds that classify, and are not told the noise level
+CLEAN = ("convnet", "wrn", "student")  # kinds that classify, and are not told the noise level
 
 
 class Denoising(Settings):
@@ -120,7 +123,10 @@ class Autoencoding(Settings):
     )
 
 
-ObjectiveSettings = Annotated[Denoising | Supervised | Joint | Autoencoding | FreeMatch, Field(discriminator="kind")]
+ObjectiveSettings = Annotated[
+    Denoising | Supervised | Joint | Autoencoding | FreeMatch | Segmentation | Landmarks | Distill | KD,
+    Field(discriminator="kind"),
+]
 
 
 class LoopSettings(Settings):
@@ -241,6 +247,9 @@ class TrainSettings(Settings):
         if isinstance(objective, Autoencoding):
             self._autoencoder_fits()
             return self
+        if isinstance(objective, Distill):
+            self._distill_fits()
+            return self
         if self.lora is not None and not isinstance(objective, Denoising) and network.kind != "trunk":
             raise ValueError(f"lora is for denoisers and trunks, not for network.kind={network.kind}; train it whole")
         if self.lora is not None and network.kind == "trunk" and network.freeze:
@@ -259,24 +268,34 @@ class TrainSettings(Settings):
             if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
                 raise ValueError("objective.augment_probability > 0 needs network.augment_dim=9")
             return self
+        check_head(objective, network)
         if network.kind in DENOISERS:
             kinds = "convnet, wideresnet, wrn, unet_encoder or trunk"
             raise ValueError(f"network.kind={network.kind} does not classify; use {kinds}")
         if isinstance(objective, FreeMatch):
             self._freematch_fits(objective)
-        elif network.kind in CLEAN and objective.sigma != 0:
+        elif isinstance(objective, Supervised) and network.kind in CLEAN and objective.sigma != 0:
             raise ValueError(
                 f"network.kind={network.kind} is not told the noise level; use wideresnet, unet_encoder or trunk "
                 "where objective.sigma is not 0"
             )
         if self.train.compile:
-            raise ValueError("train.compile=true is for denoisers; leave it false for a classifier")
+            raise ValueError(f"train.compile=true is for denoisers; leave it false for objective.kind={objective.kind}")
         return self
 
     def _freematch_fits(self, objective: FreeMatch) -> None:
         if self.train.batch_size % objective.labelled_batch:
             what = f"objective.labelled_batch={objective.labelled_batch}"
             raise ValueError(f"{what} must divide train.batch_size={self.train.batch_size}")
+
+    def _distill_fits(self) -> None:
+        """What learns from a denoiser is a student without a head."""
+        if self.network.kind != "student":
+            raise ValueError(f"objective.kind=distill needs network.kind=student, not network.kind={self.network.kind}")
+        if self.network.head is not None:
+            raise ValueError("objective.kind=distill trains a student without a head; leave network.head out")
+        if self.lora is not None or self.train.compile:
+            raise ValueError("lora and train.compile=true are for denoisers; leave them out")
 
     def _codec_fits(self) -> None:
         """Latents are for denoisers, and what works on pixels does not work on them."""

@@ -6,24 +6,20 @@ run(settings, out)       everything, or one stage; the same call again continues
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ...data import open_store
-from ...errors import UserError
-from ...files import atomic_bytes, atomic_json
+from ...files import atomic_json
 from ...settings.fewlabel import FewLabelSettings
-from ...settings.resolve import differences, load_yaml, to_yaml
-from ...settings.text import plain, read_text
+from ..crew import Crew, Watch
+from ..experiment import PARTS, RECORD, RESULT, Experiment
+from ..parts import Part, Parts
 from ..training import make_accelerator, versions
 from . import foresee, outcome, stages
-from .crew import Crew, Watch
-from .parts import Part, Parts
 from .refine import refined
 from .stages import Known, Mix, Start
 from .subject import Subject, complete, fitted
@@ -31,7 +27,6 @@ from .workshop import Workshop
 
 __all__ = ["Crew", "FewLabel", "Watch", "run"]
 
-SETTINGS, RESULT, PARTS, RECORD = "settings.yaml", "result.json", "parts", "parts.json"
 GRID = 10  # images of each class that are shown
 
 
@@ -80,11 +75,14 @@ def prepare(
     return FewLabel(settings, subject, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
 
 
-class FewLabel:
+class FewLabel(Experiment):
     """One experiment in its folder. After `stages`, what has been made is in its attributes."""
 
+    kind = "a few-label experiment"
+
     def __init__(self, settings: FewLabelSettings, subject: Subject, crew: Crew, out: Path, parts: Path) -> None:
-        self.settings, self.subject, self.crew, self.out = settings, subject, crew, out
+        super().__init__(settings.record, crew, out)
+        self.settings, self.subject = settings, subject
         self.shop = Workshop(settings, subject, crew, Parts(parts, crew, out / RECORD))
         self.accuracy: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
@@ -92,51 +90,6 @@ class FewLabel:
         self.made: Any = None
         self.final: Any = None
         self.model: Any = None
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, locked, with its settings in it. Raises `UserError` where it is another experiment's."""
-        held: list[FileLock] = []
-        self.crew.by_first(lambda: held.append(self._lock()))
-        try:
-            yield
-        finally:
-            for lock in held:
-                lock.release()
-
-    def _lock(self) -> FileLock:
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(str(self.out), "is a file", "give --out a folder")
-        self.out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.out / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(str(self.out), "another process works in this folder", "wait for it or stop it") from None
-        try:
-            self._settle()
-        except BaseException:
-            lock.release()
-            raise
-        return lock
-
-    def _settle(self) -> None:
-        """Notes the settings. What a folder's earlier settings made stays; parts that depend on what changed are made
-        anew, and the report says so.
-        """
-        file = self.out / SETTINGS
-        if not file.is_file():
-            others = [p for p in self.out.iterdir() if p.name not in ("lock", PARTS) and not p.name.startswith(".")]
-            if others:
-                what = "the folder is not empty and is not a few-label experiment"
-                raise UserError(str(self.out), what, "give --out a new folder")
-        else:
-            changed = differences(
-                load_yaml(read_text(file), str(file)), plain(self.settings.record.model_dump(mode="json"))
-            )
-            if changed:
-                self.crew.watch.say(f"{self.out}: other settings than before: {'; '.join(changed[:6])}")
-        atomic_bytes(file, to_yaml(self.settings.record))
 
     def stages(self) -> None:
         """Stage 1, 2 and 3, as often as there are rounds; or as far as one stage needs."""

@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...recognize.learned import Learned, Learner
 from ...recognize.learners import LEARNERS
 from ...settings.fewlabel import LearnerSettings, Network
-from .features import Features
+from ..features import Features
 
 OTHERS = 4096  # unlabelled images that a regression is calibrated with
 

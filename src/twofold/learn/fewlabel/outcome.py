@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...measure.answers import share_interval
-from .parts import Part
+from ..parts import Part
 from .stages import said
 from .workshop import TEST_FILE, Workshop
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..parts import Part
 from . import pseudo, recipes
-from .parts import Part
 from .workshop import IMAGES, TEST_FILE, TRAIN_FILE, Workshop, write_answers
 
 

@@ -25,11 +25,11 @@ from ...run import load
 from ...settings.data import DataSettings
 from ...settings.fewlabel import FewLabelSettings, LearnerSettings, Network
 from ..fastest import DTYPES
+from ..features import Features
+from ..parts import Part
 from . import pseudo, recipes
 from .embed import Embedder, OfDenoiser, numbers
-from .features import Features
 from .learning import Told, learn, learner_of, logits_of, tempered, together
-from .parts import Part
 from .workshop import IMAGES, MODEL_FILE, TRAIN_FILE, Workshop, write_answers
 
 BATCH = 512  # pseudo images that are asked about at once

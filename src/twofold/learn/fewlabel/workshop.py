@@ -12,17 +12,17 @@ import torch
 
 from ...adapters.latent_codec import LatentCodec
 from ...data import Store
-from ...files import atomic_bytes, atomic_file
+from ...files import atomic_file
 from ...recognize.classifier import NetworkClassifier
 from ...run import Run, load, open_codec
 from ...settings.fewlabel import EncoderFeatures, FewLabelSettings, OwnFeatures
-from ...settings.resolve import differences, to_yaml
 from ...settings.train import TrainSettings
+from ..crew import Crew
+from ..experiment import moved
+from ..features import Features, extract
+from ..parts import Part, Parts
 from ..training import train
-from .crew import Crew
 from .embed import Embedder, OfDenoiser, OfEncoder, of_denoiser, of_encoder
-from .features import Features, extract
-from .parts import Part, Parts
 from .subject import Subject
 
 MODEL_FILE = "model.safetensors"  # of a run
@@ -56,7 +56,7 @@ class Workshop:
             inputs["codec"] = self.codec.key if self.codec is not None else ""
 
         def work(path: Path) -> None:
-            self.crew.by_first(lambda: _moved(Run(path), settings))
+            self.crew.by_first(lambda: moved(Run(path), settings))
             with self.crew.watch.training(title, settings.train.n_images) as show:
                 train(settings, path, str(self.crew.device), show)
 
@@ -139,18 +139,6 @@ class Workshop:
                 logits = model.logits(model.codec.encode(images), 0.0)  # type: ignore[union-attr]
             found.append(logits.float().cpu().numpy()[:, order])
         return np.concatenate(found)
-
-
-def _moved(run: Run, settings: TrainSettings) -> None:
-    """Tells a begun run where its inputs are now: their content, which is in its name, is what it was."""
-    if not run.settings_file.is_file():
-        return
-    begun = run.settings()
-    names = ("source", "labels", "unlabelled", "generated")
-    data = begun.data.model_copy(update={name: getattr(settings.data, name) for name in names})
-    now = begun.model_copy(update={"init_from": settings.init_from, "data": data})
-    if differences(begun, now):
-        atomic_bytes(run.settings_file, to_yaml(now))
 
 
 def write_answers(path: Path, train_logits: np.ndarray, test_logits: np.ndarray) -> None:

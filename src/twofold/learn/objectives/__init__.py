@@ -8,8 +8,12 @@ from ...settings.train import ObjectiveSettings
 from .autoencoder import AutoencoderObjective
 from .base import Objective
 from .denoising import DenoisingObjective
+from .distill import DistillObjective
 from .freematch import FreeMatchObjective
 from .joint import JointObjective
+from .kd import KDObjective
+from .landmarks import LandmarksObjective
+from .segmentation import SegmentationObjective
 from .supervised import SupervisedObjective
 
 OBJECTIVES: dict[str, Any] = {
@@ -18,6 +22,10 @@ OBJECTIVES: dict[str, Any] = {
     "joint": JointObjective,
     "autoencoder": AutoencoderObjective,
     "freematch": FreeMatchObjective,
+    "distill": DistillObjective,
+    "kd": KDObjective,
+    "segmentation": SegmentationObjective,
+    "landmarks": LandmarksObjective,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "objective"]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError, some
-from ...files import atomic_json, sha256
+from ..errors import UserError, some
+from ..files import atomic_json, sha256
 from .crew import Crew
 
 FACTS = "part.json"

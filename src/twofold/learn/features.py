@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UserError
-from ...files import atomic_file
+from ..errors import UserError
+from ..files import atomic_file
 
 CHUNK = 4096  # images
 

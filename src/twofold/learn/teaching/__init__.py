@@ -1,0 +1,360 @@
+"""Teaching: a small network imitates a diffusion model, learns a task, and is held against itself without a teacher.
+
+run(settings, out)       everything, or one stage; the same call again continues
+
+    pretrain   the backbone imitates the teacher on all training images
+    finetune   "taught": with a head, on the labelled ones       scratch   the same from random weights
+    equal      from random weights with as much computing as pretrain and finetune together
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...data import Store, open_store
+from ...errors import UserError
+from ...files import atomic_json
+from ...hashing import model_hash
+from ...run import Run, load
+from ...settings.student import BackboneSettings
+from ...settings.teaching import TeachingSettings
+from ...settings.train import TrainSettings
+from ..classes import class_names
+from ..crew import Crew, Watch
+from ..estimate import estimate
+from ..experiment import PARTS, RECORD, RESULT, Experiment, moved
+from ..inherit import place_of, student_model
+from ..parts import Part, Parts
+from ..training import complete, make_accelerator, train, versions
+from . import cost, recipes
+from .judge import LESS, MAIN, judge, pictures
+
+__all__ = ["Teaching", "run"]
+
+MODEL_FILE = "model.safetensors"
+TAUGHT, SCRATCH, EQUAL = "taught", "scratch", "equal compute"
+ARMS = {"finetune": (TAUGHT,), "scratch": (SCRATCH,), "equal": (EQUAL,), "all": (TAUGHT, SCRATCH, EQUAL), "pretrain": ()}
+TEST = 2  # the code of the test part
+
+
+@dataclass
+class Arm:
+    """One way to the task. run: of the student that counts. tried: {learning rate: what it came to on validation}."""
+
+    run: Part
+    n_images: int
+    lr: float
+    flops: float
+    tried: dict[str, float | None] = field(default_factory=dict)
+
+
+def run(
+    settings: TeachingSettings,
+    out: str | Path,
+    device: str | None = None,
+    watch: Watch | None = None,
+    command: str = "",
+    packing: Callable[[int, int | None], None] | None = None,
+    parts: str | Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the stages that settings.stage asks for in the folder `out`; returns the result and pictures for a page.
+
+    What is there already is not made again. parts: a folder of artefacts shared with other experiments, default `parts/`
+    in `out`. Raises `UserError` for what the user can mend, before anything takes long.
+    """
+    start = time.monotonic()
+    crew = Crew(make_accelerator(device), watch)
+    teaching = prepare(settings, out, crew, packing, parts)
+    teaching.check()
+    with teaching.held():
+        teaching.stages()
+        result = teaching.result(command, time.monotonic() - start)
+        shown = teaching.pictures() if crew.first else {}
+        if crew.first:
+            atomic_json(teaching.out / RESULT, result)
+    crew.wait()
+    return result, shown
+
+
+def prepare(
+    settings: TeachingSettings,
+    out: str | Path,
+    crew: Crew,
+    packing: Callable[[int, int | None], None] | None = None,
+    parts: str | Path | None = None,
+) -> Teaching:
+    """An experiment with its data, of which nothing has been made and nothing written; see `run`."""
+    store = open_store(settings.data, packing if crew.first else None)
+    return Teaching(settings, store, crew, Path(out), Path(parts) if parts else Path(out) / PARTS)
+
+
+class Teaching(Experiment):
+    """One experiment in its folder. After `stages`, what has been made is in its attributes."""
+
+    kind = "an experiment of distillation"
+
+    def __init__(self, settings: TeachingSettings, store: Store, crew: Crew, out: Path, parts: Path) -> None:
+        super().__init__(settings.record, crew, out)
+        self.settings, self.store = settings, store
+        self.parts = Parts(parts, crew, out / RECORD)
+        self.pretrained: Part | None = None
+        self.arms: dict[str, Arm] = {}
+
+    @cached_property
+    def given(self) -> Any:
+        """The student that was taught before, None where there is none."""
+        source = self.settings.student
+        return None if source is None else student_model(backbone_of(source))
+
+    @property
+    def backbone(self) -> BackboneSettings:
+        """That of the student: the given one's, else the settings'."""
+        if self.given is None:
+            return self.settings.backbone
+        found: BackboneSettings = self.given.network.settings.backbone
+        return found
+
+    def check(self) -> None:
+        """Raises `UserError` for whatever would go wrong in any stage, as far as it can be known."""
+        s, kinds = self.settings, ("labels", "masks", "points")
+        kind = kinds[list(MAIN).index(s.task)]
+        for settings in self.trainings():
+            self._complete(settings)
+        if self.settings.pretrain is not None:
+            self.pretraining_flops()  # opens the teacher
+        if not len(self._known("train")):
+            raise UserError(f"data={s.data.source}", f"no training image has {kind}", f"task={s.task} learns from them")
+        if s.finetune.lrs and not len(self._known("validation")):
+            hint = "set data.validation_share, or leave finetune.lrs out"
+            raise UserError("finetune.lrs", f"no validation image has {kind} to choose by", hint)
+
+    def _known(self, split: str) -> Any:
+        """Rows of a part of the data of which the task knows what is right."""
+        store = self.store
+        rows = store.indices(split) if split == "train" or (store.codes == 1).any() else []
+        if self.settings.task == "classify":
+            return [row for row in rows if store.labels[row] >= 0]
+        return store.annotated_rows("train") if split == "train" else rows
+
+    def trainings(self) -> list[TrainSettings]:
+        """Every kind of training run there will be, each once."""
+        s = self.settings
+        found = [] if s.pretrain is None else [recipes.pretraining(s, self.backbone)]
+        return [*found, recipes.task(s, self.backbone, None), recipes.task(s, self.backbone, None, taught=False)]
+
+    def in_words(self) -> str:
+        """What there is to learn from."""
+        known, every = len(self._known("train")), len(self.store.indices("train"))
+        return f"{known:,} of {every:,} training images known, {len(self._test_rows()):,} to test"
+
+    def works(self) -> list[tuple[str, int, float, int | None]]:
+        """(what, images, FLOPs, parameters) of everything that the stage does, whether it is there already or not."""
+        s, found = self.settings, []
+        settings = self._complete(recipes.task(s, self.backbone, None, taught=False))
+        size = estimate(settings, self.store.shape, class_names(settings, self.store)).parameters
+        n, tries = s.finetune.train.n_images, max(1, len(s.finetune.lrs))
+        if s.stage != "scratch" and self.pretraining_flops():
+            assert s.pretrain is not None
+            found.append(("pretrain", s.pretrain.train.n_images, self.pretraining_flops(), None))
+        for name in ARMS[s.stage]:
+            images = n * tries if name != EQUAL else n + self._extra_images()
+            found.append((name, images, images * self.task_flops, size))
+        return found
+
+    def _complete(self, settings: TrainSettings) -> TrainSettings:
+        store = self.store if settings.data == self.settings.data else open_store(settings.data)
+        return complete(settings, store, Run(self.parts.folder / "not-made-yet"))
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def stages(self) -> None:
+        """Teaches, and learns the task in every way that the stage asks for."""
+        s = self.settings
+        if s.stage != "scratch" and s.pretrain is not None and s.student is None:
+            self.pretrained = self._pretrain()
+        for name in ARMS[s.stage]:
+            if name == TAUGHT:
+                self.arms[name] = self._arm(TAUGHT, self._start())
+            elif name == SCRATCH:
+                self.arms[name] = self._arm(SCRATCH, None)
+            elif self._extra_images():
+                n_images = s.finetune.train.n_images + self._extra_images()
+                lr = self.arms[SCRATCH].lr if SCRATCH in self.arms else None
+                self.arms[name] = self._arm("equal", None, n_images, lr)
+
+    def _start(self) -> Path | None:
+        """The run that the taught student begins with; None where a classifier teaches it in its task."""
+        if self.pretrained is not None:
+            return self.pretrained.path
+        return None if self.settings.student is None else Path(backbone_of(self.settings.student))
+
+    def _pretrain(self) -> Part:
+        settings = recipes.pretraining(self.settings, self.backbone)
+        return self._trained("backbone", settings, {"teacher": self._teacher_key()}, "the student imitates its teacher")
+
+    def _teacher_key(self) -> str:
+        objective: Any = self.settings.pretrain.objective if self.settings.pretrain else self.settings.finetune.objective
+        return model_hash(load(*place_of(objective.teacher)))
+
+    def _arm(self, name: str, start: Path | None, n_images: int | None = None, lr: float | None = None) -> Arm:
+        """The task from one beginning: every learning rate that is to be tried, of which the best counts."""
+        s, taught = self.settings, name == TAUGHT
+        rates = (lr,) if lr is not None else s.finetune.lrs or (s.finetune.train.lr,)
+        facts: dict[str, Any] = {} if start is None else {"start": self._start_key()}
+        if taught and s.finetune.objective.kind == "kd":
+            facts["teacher"] = self._teacher_key()
+        runs, found = {}, {}
+        for rate in rates:
+            settings = recipes.task(s, self.backbone, str(start) if start else None, rate, n_images, taught)
+            said = f"{name}{f', learning rate {rate:g}' if len(rates) > 1 else ''}"
+            runs[rate] = self._trained(f"{name.replace(' ', '-')}-run", settings, facts, f"the task: {said}")
+            found[rate] = (Run(runs[rate].path).result() or {}).get("metrics", {}).get(MAIN[s.task])
+        best = rates[0] if len(rates) == 1 else self._best(found)
+        n = n_images or s.finetune.train.n_images
+        return Arm(runs[best], n, best, n * self.task_flops, {f"{rate:g}": value for rate, value in found.items()})
+
+    def _best(self, found: dict[float, float | None]) -> float:
+        """The learning rate whose validation is best; the first one that is there of equals."""
+        sign = -1 if MAIN[self.settings.task] in LESS else 1
+        known = {rate: value for rate, value in found.items() if value is not None}
+        return max(known, key=lambda rate: sign * known[rate]) if known else next(iter(found))
+
+    def _start_key(self) -> str:
+        return self.pretrained.content if self.pretrained is not None else model_hash(self.given)
+
+    def _trained(self, kind: str, settings: TrainSettings, facts: dict[str, Any], title: str) -> Part:
+        """A training run, made by all processes; its name says its settings, its images and what it began with."""
+        store = self.store if settings.data == self.settings.data else open_store(settings.data)
+        places: Any = {"data": {"source", "labels"}, "init_from": True, "objective": {"teacher"}}
+        plain = settings.model_dump(mode="json", exclude=places)
+        inputs = {"settings": plain, "images": store.training_hash, **facts}
+
+        def work(path: Path) -> None:
+            self.crew.by_first(lambda: moved(Run(path), settings))
+            with self.crew.watch.training(title, settings.train.n_images) as show:
+                train(settings, path, str(self.crew.device), show)
+
+        return self.parts.make(kind, inputs, lambda path: [path / MODEL_FILE], work)
+
+    # -- what it costs --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def task_flops(self) -> float:
+        """FLOPs of one image in a training step of the task."""
+        settings = self._complete(recipes.task(self.settings, self.backbone, None, taught=False))
+        return cost.training_flops(settings, self.store.shape, class_names(settings, self.store))
+
+    def pretraining_flops(self) -> float:
+        """FLOPs of the whole pre-training; 0 where there is none here."""
+        return self._pretraining_flops if self.settings.pretrain is not None and self.settings.student is None else 0.0
+
+    @cached_property
+    def _pretraining_flops(self) -> float:
+        settings = self._complete(recipes.pretraining(self.settings, self.backbone))
+        return cost.pretraining_flops(settings, open_store(settings.data))
+
+    def _extra_images(self) -> int:
+        """Images of the task that cost as much as the pre-training, in whole steps."""
+        batch = self.settings.finetune.train.batch_size
+        return round(self.pretraining_flops() / self.task_flops / batch) * batch
+
+    # -- what came of it ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        return {name: load(str(arm.run.path), device=self.crew.device) for name, arm in self.arms.items()}
+
+    def _test_rows(self) -> Any:
+        return (self.store.codes == TEST).nonzero()[0]
+
+    def result(self, command: str, seconds: float) -> dict[str, Any]:
+        """Everything that was found, as plain data."""
+        s, store, rows = self.settings, self.store, self._test_rows()
+        judged = {}
+        if self.crew.first:
+            batch = min(256, s.finetune.train.batch_size * 2)
+            for name, model in self._models.items():
+                objective = Run(self.arms[name].run.path).settings().objective
+                judged[name] = judge(model, store, rows, objective, batch)
+        return {
+            "command": command,
+            "settings": s.record.model_dump(mode="json"),
+            "task": s.task,
+            "measure": MAIN[s.task],
+            "stage": s.stage,
+            "data": {
+                "name": store.name,
+                "source": store.settings.source,
+                "hash": store.content_hash,
+                "train_images": len(store.indices("train")),
+                "known_images": len(self._known("train")),
+                "test_images": len(rows),
+            },
+            "arms": {name: self._row(name, judged.get(name, {})) for name in self.arms},
+            "pretraining": self._pretraining(),
+            "parts": [part.row(self.out) for part in self.parts.used],
+            "seconds": round(seconds, 1),
+            "versions": versions(),
+        }
+
+    def _row(self, name: str, judged: dict[str, Any]) -> dict[str, Any]:
+        arm = self.arms[name]
+        trained = json.loads((arm.run.path / "result.json").read_text("utf-8"))
+        taught = self.pretraining_flops() if name == TAUGHT else 0.0
+        return {
+            **judged,
+            "run": str(arm.run.path),
+            "parameters": trained["parameters"],
+            "n_images": arm.n_images,
+            "lr": arm.lr,
+            "tried": arm.tried,
+            "flops": arm.flops + taught,
+            "seconds": trained["seconds"],
+        }
+
+    def _pretraining(self) -> dict[str, Any] | None:
+        """What was learned before the task; None where nothing was here."""
+        if self.pretrained is None:
+            return None if self.settings.student is None else {"student": self.settings.student}
+        trained = json.loads((self.pretrained.path / "result.json").read_text("utf-8"))
+        return {
+            "run": str(self.pretrained.path),
+            "teacher": trained["learned"]["teacher"],
+            "selection": trained["learned"].get("selection"),
+            "losses": [
+                {"n_images": row["n_images"], "loss": row["loss"]}
+                for row in Run(self.pretrained.path).log()
+                if row["kind"] == "validation" and "loss" in row
+            ],
+            "n_images": trained["n_images"],
+            "flops": self.pretraining_flops(),
+            "seconds": trained["seconds"],
+        }
+
+    def pictures(self) -> dict[str, Any]:
+        """Some test images with what every student says of them; {} where there is none of either."""
+        rows = self._test_rows()
+        return pictures(self._models, self.store, rows, 64) if len(rows) and self._models else {}
+
+
+def backbone_of(source: str) -> str:
+    """The run of a student: the source itself, or the backbone of an experiment in that folder.
+
+    Raises `UserError` where an experiment has none yet.
+    """
+    folder = Path(source)
+    if not (folder / RECORD).is_file():
+        return source
+    try:
+        made = json.loads((folder / RESULT).read_text("utf-8"))["pretraining"]
+        return str(made["run"] if "run" in made else backbone_of(made["student"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(source, "is an experiment without a taught student", "run it with stage=pretrain") from None
+
+

@@ -1,0 +1,98 @@
+"""What the backbones and heads of students share: batch norms, a convolution with one, the maps of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...settings.student import NormSettings
+from ...taps import Layer
+
+DEFAULT_NORM = NormSettings()
+
+
+class Norm(nn.BatchNorm2d):
+    """A batch norm in the precision of its weights, whatever comes in.
+
+    Where a channel has one value in the whole batch (one image, one pixel), its variance is unknown: then the running
+    statistics are used, in training too.
+    """
+
+    def __init__(self, channels: int, settings: NormSettings = DEFAULT_NORM) -> None:
+        super().__init__(channels, eps=settings.norm_eps, momentum=settings.norm_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution (zero padding, so that sides become ceil(side / stride)), batch norm, and the activation, if any."""
+
+    def __init__(
+        self,
+        before: int,
+        channels: int,
+        size: int = 3,
+        stride: int = 1,
+        act: nn.Module | None = None,
+        norm: NormSettings = DEFAULT_NORM,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        conv = nn.Conv2d(before, channels, size, stride, size // 2, groups=groups, bias=bias)
+        super().__init__(conv, Norm(channels, norm), *([] if act is None else [act]))
+
+
+def relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+class Backbone(nn.Module):
+    """forward(x0 (B, C, H, W) in [-1, 1]) -> the maps of its stages, finest first, and after them that of its neck.
+
+    layers: "stage.0", "stage.1", ... in order of execution, each the map of that place in the list.
+    aliases: {published name of the same output: name in layers}.
+    Sides of a map are ceil(side / stride) for any H and W of at least the largest stride.
+    """
+
+    layers: Mapping[str, Layer]
+    aliases: Mapping[str, str]
+
+    @property
+    def stages(self) -> list[Layer]:
+        """Those of the maps that a head for pixels or points may read, finest first."""
+        return [layer for name, layer in self.layers.items() if name.startswith("stage.")]
+
+    @property
+    def width(self) -> int:
+        """Channels of the last map."""
+        return list(self.layers.values())[-1].channels
+
+
+def check_size(kind: str, shape: Sequence[int], stride: int, hint: str = "") -> None:
+    """Raises `UserError` for images with a side shorter than one pixel of the coarsest map."""
+    if min(shape[1:]) < stride:
+        what = f"images of {shape[1]}x{shape[2]} are too small for its total stride of {stride}"
+        raise UserError(f"network.backbone.kind={kind}", what, hint or "take a smaller network or larger images")
+
+
+def resized(x: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
+    """(B, D, h, w) -> (B, D, *size), corners not aligned; x itself where it has that size."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=None if mode == "nearest" else False)
+
+
+def initialise(modules: Iterable[nn.Module], slope: float = 0.0) -> None:
+    """He et al. 2015: convolutions normal by their fan-out, norms 1 and 0. slope: of the leaky ReLUs that follow."""
+    for module in modules:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, slope, "fan_out", "leaky_relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,59 @@
+"""How the layers of a distillation's settings are put together.
+
+    preset of the task <- file <- key=value, with RUN as the teacher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .data import one_choice
+from .presets import DISTILL, open_preset, preset_names
+from .resolve import Layer
+from .teaching import IN_DATA
+from .text import BARE
+
+DEFAULTS = {"classify": "classify", "segment": "segment", "landmarks": "landmarks"}  # {task: preset}
+
+
+def layers_of(words: list[str], given: Mapping[str, Any]) -> tuple[list[Layer], str]:
+    """Layers for `resolve`, and the preset's short name. words: RUN and PRESET, either may be missing."""
+    teacher, preset = told_apart(words, str(given.get("task", "classify")))
+    opened = open_preset(preset, DISTILL)
+    layers: list[Layer] = [(name, _in_data(values)) for name, values in (*opened.layers, ("command line", given))]
+    if teacher is not None:
+        layers.append(("command line", _taught_by(teacher, layers)))
+    elif given.get("student") is not None or given.get("stage") == "scratch":
+        layers.append(("command line", {"pretrain": None}))
+    return layers, opened.name
+
+
+def told_apart(words: list[str], task: str) -> tuple[str | None, str]:
+    """(teacher, preset): the words are RUN PRESET, RUN, PRESET or none."""
+    names = preset_names(DISTILL)
+    if len(words) == 1 and (words[0] in names or words[0].endswith((".yaml", ".yml"))):
+        return None, words[0]
+    return (words[0] if words else None), (words[1] if len(words) > 1 else DEFAULTS.get(task, "classify"))
+
+
+def _taught_by(teacher: str, layers: list[Layer]) -> dict[str, Any]:
+    """Where the teacher belongs: into the distillation, or into the task where a classifier teaches."""
+    kind = None
+    for _, values in layers:
+        objective = (values.get("finetune") or {}).get("objective") if isinstance(values.get("finetune"), Mapping) else {}
+        kind = (objective or {}).get("kind", kind) if isinstance(objective, Mapping) else kind
+    if kind == "kd":
+        return {"finetune": {"objective": {"teacher": teacher}}}
+    return {"pretrain": {"objective": {"teacher": teacher}}}
+
+
+def _in_data(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`annotated=0.1` as the setting of `data` that it is short for."""
+    values, data = dict(values), values.get("data")
+    group = dict(data) if isinstance(data, Mapping) else {} if data is None else {BARE: data}
+    for name in IN_DATA:
+        if values.get(name) is not None:
+            group[name] = values.pop(name)
+    group = one_choice(group)
+    return {**values, "data": group} if group else values
