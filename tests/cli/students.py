@@ -10,7 +10,7 @@ import torch
 from twofold.run import Run, build, save_model
 from twofold.settings.train import TrainSettings
 
-BACKBONE = {"kind": "resnet", "blocks": [1, 1], "channels": 8}
+BACKBONE = {"kind": "resnet", "blocks": [1], "channels": 8}
 TASKS: dict[str, tuple[Any, dict[str, Any]]] = {  # (head, objective)
     "classification": ({"kind": "pool"}, {"kind": "supervised"}),
     "segmentation": ({"kind": "fcn", "channels": 8}, {"kind": "segmentation"}),

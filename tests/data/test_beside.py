@@ -205,3 +205,41 @@ def test_columns_need_a_table(put: Put) -> None:
 def test_only_hub_data_can_be_streamed(put: Put) -> None:
     put("x/a.png")
     assert error(streaming=True) == "data.streaming=true: data=x is on this machine; only hub data can be streamed"
+
+
+# -- what is said of images that are not there -------------------------------------------------------------------------
+
+
+def test_rows_and_files_without_an_image(put: Put) -> None:
+    put("x/images/a.png"), put("x/images/c.png")
+    put("x/metadata.csv", b"file_name,who\na.png,1\nb.png,2\nc.png,1\n")
+    assert len(read("x")) == 2  # nothing is read from the table, so nothing of it is wrong
+    said = "x/metadata.csv row 1: b.png: there is no image x/images/b.png; "
+    with pytest.raises(UserError) as caught:
+        open_store(DataSettings(source="x", group="who"))
+    assert str(caught.value) == said + "add it, remove what is said of it, or set data.on_bad_image=skip"
+    store = open_store(DataSettings(source="x", group="who", on_bad_image="skip"))
+    assert [store.id(i) for i in range(len(store))] == ["a.png", "c.png"]
+    (bad,) = store.meta["bad_images"]
+    assert bad == {"id": "x/metadata.csv row 1: b.png", "reason": "there is no file x/images/b.png"}
+    for start in range(4):
+        sliced = open_source(DataSettings(source="x", group="who", on_bad_image="skip")).items(start, start + 2)
+        ids = ["a.png", "c.png", "x/metadata.csv row 1: b.png"]
+        assert [item.id for item in sliced] == ids[start : start + 2]
+
+
+@pytest.mark.parametrize(("kind", "file"), [("masks", "7.png"), ("pairs", "7.jpg"), ("points", "7.json")])
+def test_masks_pairs_and_points_of_no_image(put: Put, kind: str, file: str) -> None:
+    put("x/images/1.png"), put(f"x/{kind}/1.{file[2:]}", b"[[1, 2]]"), put(f"x/{kind}/{file}", b"[[1, 2]]")
+    with pytest.raises(UserError, match=f"^x/{kind}/{file}: there is no image x/images/7; add it, remove what is said"):
+        open_store(DataSettings(source="x"))
+    assert open_source(DataSettings(source="x", on_bad_image="skip")).count() == 2
+
+
+def test_a_path_in_a_table_that_leads_nowhere(put: Put) -> None:
+    put("y/images/a.png"), put("y/images/b.png"), put("y/m/a.png", np.zeros((4, 6), np.uint8))
+    put("y/metadata.csv", b"file_name,mask\na.png,m/a.png\nb.png,m/gone.png\n")
+    with pytest.raises(UserError, match="^data=y: b.png: cannot be read: its mask: there is no file y/m/gone.png; "):
+        open_store(DataSettings(source="y", mask_column="mask"))
+    store = open_store(DataSettings(source="y", mask_column="mask", on_bad_image="skip"))
+    assert store.meta["bad_images"] == [{"id": "b.png", "reason": "its mask: there is no file y/m/gone.png"}]

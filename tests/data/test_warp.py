@@ -127,8 +127,7 @@ def test_image_mask_and_points_move_together(seed: int, crop: tuple[int, int] | 
                 assert seen.mean(0).tolist() == pytest.approx([y, x], abs=0.6)
                 assert images[i, 0, round(y), round(x)] > 0.99
         inside = masks[i] != VOID
-        if pad == "black" and inside.any() and not inside.all():
-            assert (images[i, :, ~inside] < 0.01).all()
+        assert pad == "edge" or (images[i, :, ~inside] < 0.01).all()
 
 
 def test_points_that_are_not_there_stay_away_and_those_that_leave_are_no_more() -> None:
@@ -205,7 +204,7 @@ def test_a_crop_is_drawn_again_where_one_class_fills_it() -> None:
 
     fine = share(plain) < 0.75
     assert torch.equal(plain[fine], varied[fine])  # those stay as they were
-    assert fine.double().mean() < 0.4 and (share(varied) < 0.75).double().mean() > 0.8
+    assert fine.double().mean() < 0.4 and (share(varied) < 0.75).double().mean() > 0.7
     full = torch.zeros_like(mask)
     last = warp(x0, u, WarpSettings(crop=8, cat_max_ratio=0.75), full)[1]  # no crop will do: the last one is taken
     assert last is not None and not last.any()

@@ -55,14 +55,14 @@ def pairs(folder: Path, count: int = 48) -> Path:
     return folder
 
 
-def of_task(kind: str, folder: Path, head: dict[str, Any], train: dict[str, Any], **more: Any) -> TrainSettings:
+def of_task(kind: str, folder: Path, head: dict[str, Any], loop: dict[str, Any], **more: Any) -> TrainSettings:
     """Settings of a small student of the task `kind` on what `shapes` or `pairs` made."""
     about = {"mask_classes": ["ground", "disc", "square"]} if kind == "segmentation" else {"flip_pairs": [[0, 1]]}
     own = {
         "data": {"source": str(folder), **about},
         "network": {"kind": "student", "backbone": SMALL, "head": head},
         "objective": {"kind": kind},
-        "train": {**TINY["train"], "save_images": 10**6, "validate_images": 10**6, "preview_images": 10**6, **train},
+        "train": {**TINY["train"], "save_images": 10**6, "validate_images": 10**6, "preview_images": 10**6, **loop},
         "validation": {"max_images": 32, "samples": 0},
     }
     return resolve(TrainSettings, [("task", own), ("test", more)])[0]

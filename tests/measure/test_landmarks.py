@@ -26,12 +26,13 @@ from twofold.measure.landmarks import (
 
 NAN = float("nan")
 SQUARE = np.array([[[0.0, 0], [4, 0], [4, 9], [0, 9]]])  # a box of 4 x 9: sqrt(36) = 6
+OFF = np.array([[[3.0, 4], [0, 0], [0, 1], [0, 0]]])  # by 5, 0, 1, 0
 
 errors_ = st.lists(st.floats(0, 0.5) | st.just(NAN), min_size=1, max_size=30)
 
 
 def test_by_hand() -> None:
-    predicted = SQUARE + [[[3, 4], [0, 0], [0, 1], [0, 0]]]  # off by 5, 0, 1, 0
+    predicted = SQUARE + OFF
     assert image_errors(predicted, SQUARE, "box") == pytest.approx([6 / 4 / 6])
     assert image_errors(predicted, SQUARE, (0, 1)) == pytest.approx([6 / 4 / 4])
     assert image_errors(predicted, SQUARE, (0, 2)) == pytest.approx([6 / 4 / 97**0.5])
@@ -41,7 +42,7 @@ def test_by_hand() -> None:
 def test_only_visible_points_count() -> None:
     truth = SQUARE.copy()
     truth[0, 0, 1] = NAN  # one coordinate is enough
-    predicted = SQUARE + [[[3, 4], [0, 0], [0, 1], [0, 0]]]
+    predicted = SQUARE + OFF
     assert image_errors(predicted, truth, 10.0) == pytest.approx([1 / 3 / 10])
     assert sizes(truth, "box") == pytest.approx([6.0])  # of the other three
     assert np.isnan(image_errors(predicted, truth, (0, 1))).all()  # an eye that is not there

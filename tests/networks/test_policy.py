@@ -44,7 +44,9 @@ def test_small_images_are_padded_and_large_ones_are_not() -> None:
     assert isinstance(small := policy_network("small32", (1, 14, 14), 4), SmallPolicy)
     assert small.convolutions[0].padding == (2, 2)
     assert policy_network("small32", (1, 28, 28), 4).convolutions[0].padding == (0, 0)  # type: ignore[union-attr, index]
-    with pytest.raises(UserError, match="selection.network=small64: halves images of 6x6 to nothing; use auto or mlp"):
+    with pytest.raises(
+        UserError, match="objective.sigma.network=small64: halves images of 6x6 to nothing; use auto or mlp"
+    ):
         policy_network("small64", (1, 6, 6), 4)
 
 

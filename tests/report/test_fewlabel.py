@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from twofold.measure.answers import share_interval
+from twofold.report.confusions import confusion_figure
 from twofold.report.fewlabel import draw, render, summary, write_page
-from twofold.report.fewlabel_figures import MOST_ROWS, class_grid, confidence_figure, confusion_figure, stages_figure
+from twofold.report.fewlabel_figures import MOST_ROWS, class_grid, confidence_figure, stages_figure
 
 CLASSES = ["ant", "bee", "cat"]
 CONFUSION = [[40, 2, 0], [0, 35, 7], [1, 0, 44]]

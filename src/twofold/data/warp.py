@@ -52,9 +52,9 @@ def warp(
     if not settings.moves or not len(x0):
         return x0, mask, points
     forward, size = _maps(u, settings, x0.shape[-2:], mask)
-    images = _seen(x0, forward, size, lambda x, grid: _bilinear(x, grid, settings.pad))
+    images = _seen(x0, forward, size, -1.0 if settings.pad == "black" else None)
     if mask is not None:
-        mask = _seen(mask[:, None], forward, size, _nearest)[:, 0]
+        mask = _seen(mask[:, None], forward, size, VOID)[:, 0]
     return images, mask, None if points is None else _moved(points, forward, size)
 
 
@@ -131,7 +131,7 @@ def _varied(
     if mask is None:
         raise ValueError("cat_max_ratio needs masks")
     for attempt in range(1, TRIES):
-        seen = _seen(mask[rows.to(mask.device), None], maps[rows], size, _nearest)
+        seen = _seen(mask[rows.to(mask.device), None], maps[rows], size, VOID)
         rows = rows[(_largest_share(seen.flatten(1)) >= most).cpu()]
         if not len(rows):
             break
@@ -150,29 +150,44 @@ def _largest_share(mask: Tensor) -> Tensor:
 # -- carried out -----------------------------------------------------------------------------------------------------
 
 
-def _seen(values: Tensor, forward: Tensor, size: tuple[int, int], read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """values (B, D, H, W) through the maps: (B, D, *size). What only changes its place by whole pixels, is not read
-    between them: it comes from the same pixels, bit for bit."""
-    height, width = values.shape[-2:]
-    whole = (forward[..., :2] == torch.eye(2, dtype=torch.float64)).all((1, 2)) & (
-        forward[..., 2] == forward[..., 2].round()
-    ).all(1)
-    if whole.all() and tuple(size) == (height, width) and not forward[..., 2].any():
+def _seen(values: Tensor, forward: Tensor, size: tuple[int, int], fill: float | None) -> Tensor:
+    """values (B, D, H, W) through the maps: (B, D, *size). uint8 at the nearest pixel, else bilinearly.
+
+    fill: what is beyond the sides; None: the edge. What only moves by whole pixels is taken from these, bit for bit.
+    """
+    linear, offset = forward[..., :2], forward[..., 2]
+    whole = (linear == torch.eye(2, dtype=torch.float64)).all((1, 2)) & (offset == offset.round()).all(1)
+    if whole.all() and size == tuple(values.shape[-2:]) and not offset.any():
         return values
-    grid = _grid(forward, (height, width), size, values)
-    with torch.autocast(values.device.type, enabled=False):
-        out = read(values, grid)
+    out = values.new_empty((len(values), values.shape[1], *size))
+    rows = (~whole).nonzero().squeeze(1)
+    if len(rows):
+        where = rows.to(values.device, non_blocking=True)
+        out.index_copy_(0, where, _read(values[where], forward[rows], size, fill))
     for row in whole.nonzero().squeeze(1).tolist():
-        _copy(values[row], out[row], forward[row, :, 2].long().tolist())
+        _copy(values[row], out[row], [int(v) for v in offset[row].tolist()], fill)
     return out
 
 
-def _copy(image: Tensor, out: Tensor, offset: list[int]) -> None:
-    """Writes the part of an image (D, H, W) that lies in `out` once its first pixel is at (x, y) = offset."""
-    (x, y), (height, width), (h, w) = offset, image.shape[-2:], out.shape[-2:]
-    top, bottom, left, right = max(0, y), min(h, y + height), max(0, x), min(w, x + width)
-    if top < bottom and left < right:
-        out[:, top:bottom, left:right] = image[:, top - y : bottom - y, left - x : right - x]
+def _copy(image: Tensor, out: Tensor, offset: list[int], fill: float | None) -> None:
+    """Makes `out` (D, h, w) the image (D, H, W) with its first pixel at (x, y) = offset."""
+    height, width = image.shape[-2:]
+    rows = torch.arange(out.shape[-2], device=out.device) - offset[1]
+    columns = torch.arange(out.shape[-1], device=out.device) - offset[0]
+    out.copy_(image[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)])
+    if fill is not None:
+        inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+        out.masked_fill_(~inside, fill)
+
+
+def _read(values: Tensor, forward: Tensor, size: tuple[int, int], fill: float | None) -> Tensor:
+    """The same of what lies between pixels: grid_sample has 0 beyond the sides, so values are told from `fill`."""
+    grid = _grid(forward, (values.shape[-2], values.shape[-1]), size, values)
+    mode, base = ("nearest" if values.dtype == torch.uint8 else "bilinear"), fill or 0.0
+    with torch.autocast(values.device.type, enabled=False):
+        sides = "border" if fill is None else "zeros"
+        out = F.grid_sample(values.to(grid.dtype) - base, grid, mode, sides, align_corners=False)
+    return (out + base).to(values.dtype)
 
 
 def _grid(forward: Tensor, shape: tuple[int, int], size: tuple[int, int], values: Tensor) -> Tensor:
@@ -187,23 +202,11 @@ def _grid(forward: Tensor, shape: tuple[int, int], size: tuple[int, int], values
     return places @ inverse.mT[:, None] + ahead[:, None, None]
 
 
-def _bilinear(x0: Tensor, grid: Tensor, pad: str) -> Tensor:
-    values = x0.to(grid.dtype)
-    if pad == "edge":
-        return F.grid_sample(values, grid, "bilinear", "border", align_corners=False).to(x0.dtype)
-    return (F.grid_sample(values + 1, grid, "bilinear", "zeros", align_corners=False) - 1).to(x0.dtype)
-
-
-def _nearest(mask: Tensor, grid: Tensor) -> Tensor:
-    """uint8 (B, 1, H, W); what is beyond the sides is void: grid_sample has 0 there, so classes are counted down."""
-    down = F.grid_sample((VOID - mask).to(grid.dtype), grid, "nearest", "zeros", align_corners=False)
-    return VOID - down.to(torch.uint8)
-
-
 def _moved(points: Tensor, forward: Tensor, size: tuple[int, int]) -> Tensor:
     """points (B, P, 2) through the maps; NaN outside 0..size - 1 by more than half a pixel."""
-    to = forward.to(points.device, non_blocking=True)
-    out = points.double() @ to[..., :2].mT + to[:, None, :, 2]
-    side = torch.tensor([size[1], size[0]], dtype=torch.float64, device=points.device)
+    dtype = torch.float32 if points.device.type == "mps" else torch.float64
+    to = forward.to(points.device, dtype, non_blocking=True)
+    out = points.to(dtype) @ to[..., :2].mT + to[:, None, :, 2]
+    side = torch.tensor([size[1], size[0]], dtype=dtype, device=points.device)
     inside = ((out >= -0.5) & (out < side - 0.5)).all(-1, keepdim=True)
     return torch.where(inside, out, math.nan).to(points.dtype)

@@ -181,9 +181,8 @@ def read_faces(path: Path) -> Iterator[Face]:
             except ValueError as error:
                 raise UserError(where, f"holds no numbers ({error})", "download it again") from error
             if not np.isfinite(numbers).all() or not set(codes) <= {0, 1}:
-                raise UserError(
-                    where, "holds no finite coordinate, or an attribute beside 0 and 1", "download it again"
-                )
+                what = "holds a coordinate that is not finite, or an attribute beside 0 and 1"
+                raise UserError(where, what, "download it again")
             left, top, right, bottom = numbers[2 * POINTS :].tolist()
             if right <= left or bottom <= top:
                 what = f"its box {left:g}, {top:g}, {right:g}, {bottom:g} is empty"
@@ -232,11 +231,13 @@ def _names(parsed: dict[str, Any]) -> dict[Any, str]:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    """A list with images, each with id and file_name, and annotations. Raises `UserError` for anything else."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        if _names(found) and all(isinstance(entry, dict) for entry in found["annotations"]):
-            return found
-        raise ValueError("no images, or annotations that are none")
+        _names(found)
+        if not all(isinstance(entry, dict) for entry in found["annotations"]):
+            raise TypeError("an annotation has no fields")
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"is no list in the style of COCO ({type(error).__name__})"
         raise UserError(str(path), what, "it holds images (id, file_name) and annotations") from error
+    return found

@@ -50,8 +50,8 @@ class Batch:
     float32 (B, P, 2), x and y in pixels, NaN = not there; pair uint8 (B, C2, H, W); confidence (B,) float32, how sure
     each label is; labelled: B further images for a classifier alone, of which those with a label count (the others are
     copies, and there to keep positions together). Of a latent model: moments float16 (B, 2D, h, w), in place of images,
-    which are (B, 0) then; posterior, the noise (B, D, h, w) of a draw from the posterior. rows: int64 (B,), which images
-    of the store they are; on the CPU.
+    which are (B, 0) then; posterior, the noise (B, D, h, w) of a draw from the posterior. rows: int64 (B,), which
+    images of the store they are; on the CPU.
     """
 
     images: Tensor
@@ -322,8 +322,7 @@ def training_batches(
     latents: Latents | None = None,
     belongings: Sequence[str] = (),
 ) -> Batches:
-    """Those of a run. uniforms, noise, further, belongings: what its objective needs; x0_shape, latents: see `Batches`.
-    """
+    """Those of a run. uniforms, noise, further, belongings: what its objective needs; x0_shape, latents: see `Batches`."""
     besides, real_share = (getattr(settings.objective, name, None) for name in ("labelled_batch", "real_share"))
     return Batches(
         store,

@@ -1,7 +1,7 @@
 """What is trained beside the network and is no part of the model: adapters of a distillation, heads, a policy.
 
-Their learning rate follows the run's schedule, but for those that an objective sets apart: each of these has an optimiser
-of its own at a constant rate. All of it belongs into the training state.
+Their learning rate follows the run's schedule, but for those that an objective sets apart: each of these has an
+optimiser of its own at a constant rate. All of it belongs into the training state.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def inherit(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) 
     if settings.resume_from is None and settings.init_from is None:
         return settings
     if isinstance(settings.network, StudentSettings):
-        return _student(settings, shape)
+        return _student(settings, shape, earlier)
     if not isinstance(settings.network, TrunkSettings):
         return _whole(settings, shape, earlier)
     return _trunk(settings, shape, earlier)
@@ -67,7 +67,7 @@ def _whole(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -
     return resolve(TrainSettings, [(f"with what {where} gives", changed.model_dump(mode="json"))])[0]
 
 
-def _student(settings: TrainSettings, shape: tuple[int, int, int]) -> TrainSettings:
+def _student(settings: TrainSettings, shape: tuple[int, int, int], earlier: Run) -> TrainSettings:
     """The backbone of the source, where none is given; the head is this run's own. Images of any size will do.
 
     A run that branches off, or whose folder holds a state, says what it is by itself.
@@ -75,6 +75,10 @@ def _student(settings: TrainSettings, shape: tuple[int, int, int]) -> TrainSetti
     assert isinstance(settings.network, StudentSettings)
     if settings.init_from is None or "backbone" in settings.network.model_fields_set:
         return settings
+    begun = _begun(settings, earlier)
+    if begun is not None and isinstance(begun.network, StudentSettings):
+        network = settings.network.model_copy(update={"backbone": begun.network.backbone})
+        return settings.model_copy(update={"network": network})
     source = student_model(settings.init_from)
     if source.shape[0] != shape[0]:
         what = f"sees {source.shape[0]} channels, the data has {shape[0]}"

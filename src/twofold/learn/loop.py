@@ -173,7 +173,9 @@ class Trainer:
 
     def _make_batches(self, noise_shape: tuple[int, int, int]) -> Iterator[Event]:
         """What training and validation read; latents are made first, where they are kept."""
-        yield from self._told(self.objective.prepare(self.store, self.settings.data.flip, self.device, self.rank, self.world))
+        yield from self._told(
+            self.objective.prepare(self.store, self.settings.data.flip, self.device, self.rank, self.world)
+        )
         kept = yield from keep(self.settings, self.store, self.codec, self.validation.rows, self.rank, self.world)
         needs = self.objective.uniforms, self.objective.needs_noise, self.objective.further
         belongings = self.objective.belongings

@@ -20,7 +20,7 @@ from ..networks.students import Student
 from ..networks.trunk import Trunk
 from ..networks.uvit import UViT
 from ..recognize.classifier import NetworkClassifier
-from ..run import same_autoencoder
+from ..run import Trained, same_autoencoder
 from ..settings.train import TrainSettings
 from .inherit import source_model, student_model
 
@@ -54,7 +54,7 @@ class Started:
         return "; ".join(parts)
 
 
-def start_from(model: Model | AutoencoderModel, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
+def start_from(model: Trained, settings: TrainSettings) -> tuple[list[str], dict[str, Any] | None]:
     """Gives a freshly built model the averaged weights of `init_from`. Returns what to tell the user, and all of it.
 
     Raises `UserError` where nothing fits, and for a trunk that misses a weight.
@@ -66,6 +66,7 @@ def start_from(model: Model | AutoencoderModel, settings: TrainSettings) -> tupl
         return _start_trunk(model.network, source)
     if isinstance(model.network, Student):
         return _start_student(model, source)
+    assert isinstance(model, Model)
     started, other = Started(source), source_model(source, settings)
     if settings.codec is not None and not same_autoencoder(other.codec, getattr(model, "codec", None)):
         hint = f"give codec={source}, or start from another model"

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import UserError
 from ..settings.tasks import OUTER_EYE_CORNERS, Normaliser
@@ -48,7 +49,7 @@ def sizes(truth: Any, normaliser: Normaliser) -> np.ndarray:
     the distance of these two. box: the square root of width times height of the visible points' bounding box. A
     number: itself, in pixels. Raises `UserError` as `check_normaliser` does.
     """
-    truth = np.asarray(truth, np.float64)
+    truth = _table(truth)
     check_normaliser(normaliser, truth.shape[1])
     if normaliser == "box":
         seen = ~np.isnan(truth).any(-1, keepdims=True)
@@ -66,7 +67,7 @@ def point_errors(predicted: Any, truth: Any) -> np.ndarray:
 
     predicted, truth (N, P, 2). Raises `UserError` for shapes that differ, and for a predicted point that is none.
     """
-    predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    predicted, truth = _table(predicted), _table(truth)
     if predicted.shape != truth.shape or truth.ndim != 3 or truth.shape[-1] != 2:
         what = f"points of {predicted.shape} against points of {truth.shape}"
         raise UserError("predicted", what, "both are (images, points, 2)")
@@ -115,7 +116,7 @@ def cumulative(errors: Any, threshold: float = THRESHOLD) -> tuple[np.ndarray, n
 def additive(errors: Any, threshold: float = THRESHOLD) -> np.ndarray:
     """(N, 4) float64: of each image 1, its error, whether it failed, and its part of the AUC; zeros where there is no
     error. Their sums over images give `from_sums`."""
-    errors = np.asarray(errors, np.float64)
+    errors = _table(errors)
     known = ~np.isnan(errors)
     error = np.where(known, errors, 0.0)
     area = np.maximum(0.0, 1 - error / threshold) * known
@@ -124,7 +125,7 @@ def additive(errors: Any, threshold: float = THRESHOLD) -> np.ndarray:
 
 def from_sums(sums: Any) -> dict[str, np.ndarray]:
     """{"nme", "failure_rate", "auc"} (...) of sums (..., 4) of `additive`; NaN where they are of no image."""
-    sums = np.asarray(sums, np.float64)
+    sums = _table(sums)
     count = sums[..., 0]
     names = ("nme", "failure_rate", "auc")
     nothing = np.full(count.shape, np.nan)
@@ -138,7 +139,7 @@ def landmark_scores(errors: Any, threshold: float = THRESHOLD) -> dict[str, floa
 
     Without one image that has an error there are only the counts.
     """
-    errors = np.asarray(errors, np.float64)
+    errors = _table(errors)
     known = int((~np.isnan(errors)).sum())
     counts = {"images": float(known), "left_out": float(len(errors) - known)}
     if not known:
@@ -162,15 +163,20 @@ def by_attribute(
 
     An attribute that no image has is there with its counts alone.
     """
-    errors, attributes = np.asarray(errors, np.float64), np.asarray(attributes)
+    errors, attributes = _table(errors), _table(attributes)
     if attributes.shape != (len(errors), len(names)):
         what = f"attributes of {attributes.shape} for {len(errors)} images and {len(names)} names"
         raise UserError("attributes", what, "give a row for each image and a column for each name")
     return {name: landmark_scores(errors[attributes[:, i] == 1], threshold) for i, name in enumerate(names)}
 
 
+def _table(values: Any) -> np.ndarray:
+    """float64, also of a tensor, wherever it is."""
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+
+
 def _known(errors: Any) -> np.ndarray:
-    errors = np.asarray(errors, np.float64)
+    errors = _table(errors)
     return errors[~np.isnan(errors)]
 
 

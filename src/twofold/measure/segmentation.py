@@ -60,14 +60,14 @@ def _counted(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 def class_iou(confusion: Tensor | np.ndarray) -> np.ndarray:
     """(..., K) float64: intersection over union of each class, NaN for one that is nowhere. confusion (..., K, K)."""
-    n = np.asarray(confusion, np.float64)
+    n = _table(confusion)
     right = np.diagonal(n, axis1=-2, axis2=-1)
     return _ratio(right, n.sum(-1) + n.sum(-2) - right)
 
 
 def class_accuracy(confusion: Tensor | np.ndarray) -> np.ndarray:
     """(..., K) float64: share of each class's pixels that were named rightly, NaN for one that the truth has not."""
-    n = np.asarray(confusion, np.float64)
+    n = _table(confusion)
     return _ratio(np.diagonal(n, axis1=-2, axis2=-1), n.sum(-1))
 
 
@@ -83,7 +83,7 @@ def macc(confusion: Tensor | np.ndarray) -> np.ndarray:
 
 def aacc(confusion: Tensor | np.ndarray) -> np.ndarray:
     """(...): share of all known pixels that were named rightly; NaN where there is none."""
-    n = np.asarray(confusion, np.float64)
+    n = _table(confusion)
     return _ratio(np.diagonal(n, axis1=-2, axis2=-1).sum(-1), n.sum((-2, -1)))
 
 
@@ -103,8 +103,13 @@ def segmentation_intervals(
 
     groups (N,): see `resampled`. A class that a draw has not is left out of that draw's means.
     """
-    drawn = resampled(np.asarray(confusions), groups, draws, seed)
+    drawn = resampled(_table(confusions), groups, draws, seed)
     return {name: middle(figure(drawn)) for name, figure in FIGURES.items()}
+
+
+def _table(confusion: Tensor | np.ndarray) -> np.ndarray:
+    """float64, wherever it is."""
+    return np.asarray(confusion.cpu() if isinstance(confusion, Tensor) else confusion, np.float64)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

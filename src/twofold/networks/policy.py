@@ -45,7 +45,7 @@ class SmallPolicy(nn.Module):
         padding = next((p for p in (0, KERNEL // 2) if min(_left(shape[1:], len(widths), p)) > 0), None)
         if padding is None:
             what = f"halves images of {shape[1]}x{shape[2]} to nothing"
-            raise UserError(f"selection.network={name}", what, "use auto or mlp")
+            raise UserError(f"objective.sigma.network={name}", what, "use auto or mlp")
         convolutions = []
         for before, width in pairwise((shape[0], *widths)):
             convolutions += [nn.Conv2d(before, width, KERNEL, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]

@@ -17,8 +17,9 @@ from ..taps import Layer
 
 
 class Backbone(nn.Module):
-    """network: a `Student` without a head. shape: (C, H, W) of images. name: for results. noise_shape: of the noise that
-    a batch carries in its training (a teacher of latents sees other shapes). data_classes: of the data it is trained on.
+    """network: a `Student` without a head. shape: (C, H, W) of images. name: for results. noise_shape: of the noise
+    that a batch carries in its training (a teacher of latents sees other shapes). data_classes: of the
+    data it is trained on.
     """
 
     def __init__(

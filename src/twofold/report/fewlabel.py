@@ -7,35 +7,21 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import atomic_bytes
-from ..settings.text import dump_yaml
-from .fewlabel_figures import (
-    MOST_ROWS,
-    class_grid,
-    confidence_figure,
-    confusion_figure,
-    in_order,
-    stages_figure,
-    title_of,
-    titled_grid,
-)
-from .fewlabel_template import CAPTIONS, PAGE
-from .page import _inlined
+from .confusions import confused_pairs, confusion_figure
+from .fewlabel_figures import MOST_ROWS, class_grid, confidence_figure, in_order, stages_figure, title_of, titled_grid
+from .fewlabel_template import BODY, CAPTIONS
+from .frame import assembled, written
 from .recognition import percent
-from .template import CSS
 
-PAGE_NAME = "report.html"
-MADE = {"made": "made", "found": "there already", "redone": "made again"}
 ROUND = {"pseudo": "Pseudo labels that are right"}
 WITH_PSEUDO = "a classifier of labelled, pseudo-labelled and generated images"
 WITHOUT_GENERATED = "a classifier of labelled and pseudo-labelled images"
-MOST_PAIRS = 8  # lines of what is mistaken for what
 
 
 def write_page(folder: Path, result: Mapping[str, Any], images: Mapping[str, Any] | None = None) -> Path:
@@ -46,13 +32,7 @@ def write_page(folder: Path, result: Mapping[str, Any], images: Mapping[str, Any
     and the least sure ones, with titles `most_titles` and `least_titles`.
     """
     pictures = draw(result, images or {})
-    page = render(result, pictures)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for name, png in pictures.items():
-        atomic_bytes(folder / "figures" / f"{name}.png", png)
-    path = folder / PAGE_NAME
-    atomic_bytes(path, page)
-    return path
+    return written(folder, render(result, pictures), pictures)
 
 
 def draw(result: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, bytes]:
@@ -60,7 +40,7 @@ def draw(result: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, byte
     pseudo, classes = result.get("pseudo") or {}, list(result["classes"])
     pictures: dict[str, bytes | None] = {"stages": stages_figure(result.get("accuracy") or {})}
     if pseudo.get("confusion") is not None:
-        pictures["confusion"] = confusion_figure(pseudo["confusion"], classes)
+        pictures["confusion"] = confusion_figure(pseudo["confusion"], classes, "pseudo label")
     if pseudo.get("confidence"):
         pictures["confidence"] = confidence_figure(pseudo["confidence"])
     if _there(images.get("samples")):
@@ -77,41 +57,29 @@ def _there(images: Any) -> bool:
 
 def render(result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pseudo, final = result.get("pseudo") or {}, (result.get("settings") or {}).get("final") or {}
-    stages = [_stage(name, row, final) for name, row in in_order(result.get("accuracy") or {})]
-    parts = [_part(row) for row in result.get("parts") or ()]
-    there = {
+    rounds = result.get("rounds") or ()
+    sections = {
         "stages": ("After each stage", "stages" in pictures),
         "pseudo": ("Pseudo labels", bool(pseudo)),
         "samples": ("Generated images", "samples" in pictures),
-        "parts": ("What was done", parts),
-        "data": ("Data", True),
-        "settings": ("Settings", result.get("settings")),
-        "reproduce": ("How to reproduce", result.get("command")),
     }
-    alt = _alt(result)
-    return environment.from_string(PAGE).render(
-        css=Markup(CSS),
-        title=f"Few labels: {result['data']['name']}",
-        summary=summary(result),
-        sections={name: heading for name, (heading, present) in there.items() if present},
+    return assembled(
+        BODY,
+        f"Few labels: {result['data']['name']}",
+        summary(result),
+        sections,
+        pictures,
+        _alt(result),
+        _data(result["data"]),
+        result,
         captions=CAPTIONS,
-        images=dict.fromkeys(alt) | {name: _inlined(png, alt[name]) for name, png in pictures.items()},
-        stages=stages,
-        rounds=[_round(row) for row in rounds] if len(rounds := result.get("rounds") or ()) > 1 else [],
+        stages=[_stage(name, row, final) for name, row in in_order(result.get("accuracy") or {})],
+        rounds=[_round(row) for row in rounds] if len(rounds) > 1 else [],
         pseudo=_pseudo(pseudo),
         checked=(pseudo.get("confidence") or {}).get("right") is not None,
-        pairs=_pairs(pseudo.get("confusion"), result["classes"]),
+        pairs=confused_pairs(pseudo.get("confusion"), result["classes"]),
         more_classes=max(0, len(result["classes"]) - MOST_ROWS),
-        parts=parts,
-        data=_data(result["data"]),
-        settings=dump_yaml(result.get("settings") or {}),
-        command=result.get("command"),
-        versions=result.get("versions") or {},
     )
 
 
@@ -180,37 +148,6 @@ def _pseudo(found: Mapping[str, Any]) -> list[str]:
     if found.get("accuracy") is not None:
         text += f". Of those whose label is known for comparison, {percent(found['accuracy'])} are right"
     return [text + "."]
-
-
-def _pairs(counts: Any, classes: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """What is mistaken for what most often: (class, taken for, images, share of the class)."""
-    if counts is None:
-        return []
-    table = np.asarray(counts, np.int64)
-    wrong = table * (1 - np.eye(len(table), dtype=np.int64))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [divmod(int(at), len(table)) for at in order]
-    return [
-        (str(classes[i]), str(classes[j]), f"{wrong[i, j]:,}", percent(wrong[i, j] / max(1, table[i].sum())))
-        for i, j in places
-        if wrong[i, j]
-    ]
-
-
-def _part(row: Mapping[str, Any]) -> dict[str, str]:
-    made = str(row.get("made", ""))
-    seconds = row.get("seconds")
-    return {
-        "name": str(row["name"]),
-        "made": MADE.get(made, made),
-        "because": str(row.get("because") or ""),
-        "seconds": ""
-        if seconds is None or made == "found"
-        else f"{seconds:,.0f}"
-        if seconds >= 10
-        else f"{seconds:.1f}",
-        "folder": str(row.get("folder") or ""),
-    }
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..measure.answers import share_interval
-from .figures import BLUE, INK, ORANGE, drawn, png_of
+from .figures import BLUE, INK, drawn, interval_bars, png_of
 from .grids import _draw, as_tiles, image_grid
 
 STAGES = {  # in the order of the page; others come behind, under their own names
@@ -19,9 +19,7 @@ STAGES = {  # in the order of the page; others come behind, under their own name
     "generated alone": ("Generated alone", "a classifier of generated images, no real one"),
     "stage 3": ("Stage 3", "a classifier of labelled and generated images"),
 }
-NUMBERED = 15  # classes up to which a confusion matrix has numbers in it
 MOST_ROWS, MOST_COLUMNS = 20, 10  # of a grid of images: classes, and images of each
-MOST_NAMES = 40  # classes whose names stand beside a matrix
 
 
 def stages_figure(accuracy: Mapping[str, Mapping[str, Any]]) -> bytes | None:
@@ -29,26 +27,11 @@ def stages_figure(accuracy: Mapping[str, Mapping[str, Any]]) -> bytes | None:
     rows = [(name, row) for name, row in in_order(accuracy) if row.get("value") is not None]
     if not rows:
         return None
-    place = np.arange(len(rows))
-    values = np.array([100 * row["value"] for _, row in rows])
-    ends = np.array([[100 * end for end in row.get("interval") or (row["value"],) * 2] for _, row in rows])
-    with drawn() as figure_of:
-        figure = figure_of(4.4, 0.9 + 0.45 * len(rows))
-        axis = figure.subplots()
-        colours = [ORANGE if name == "stage 3" else BLUE for name, _ in rows]
-        axis.barh(place, values, 0.6, color=colours, alpha=0.85)
-        lengths = np.abs(ends.T - values)
-        axis.errorbar(values, place, xerr=lengths, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
-        for at, value, end in zip(place, values, ends[:, 1], strict=True):
-            axis.annotate(f"{value:.1f}", (end, at), (4, 0), textcoords="offset points", va="center", color=INK)
-        axis.set_yticks(place, [title_of(name)[0] for name, _ in rows])
-        axis.invert_yaxis()
-        low = max(0.0, 10 * np.floor((ends.min() - 10) / 10))
-        axis.set_xlim(low, max(float(ends.max()) + 0.12 * (100 - low), low + 10))
-        axis.set_xlabel("accuracy on test images (%)" + (f", from {low:g} on" if low else ""))
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
-        return png_of(figure)
+    shown = [
+        (title_of(name)[0], row["value"], *(row.get("interval") or (row["value"],) * 2), name == "stage 3")
+        for name, row in rows
+    ]
+    return interval_bars(shown, "accuracy on test images (%)")
 
 
 def in_order(accuracy: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -60,38 +43,6 @@ def in_order(accuracy: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mappi
 def title_of(stage: str) -> tuple[str, str]:
     """What a stage is called, and what it is."""
     return STAGES.get(stage, (stage[:1].upper() + stage[1:], ""))
-
-
-def confusion_figure(counts: Any, classes: Sequence[str]) -> bytes:
-    """Pseudo labels (columns) of the images of each class (rows), as shares of the row. counts: (K, K)."""
-    table = np.asarray(counts, np.float64)
-    shares = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
-    k = len(table)
-    with drawn() as figure_of:
-        side = 4.4 if k <= MOST_NAMES else 3.6
-        figure = figure_of(side, side)
-        axis = figure.subplots()
-        shown = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
-        if k <= MOST_NAMES:
-            names = [textwrap.shorten(name, 14, placeholder="…") or name[:13] + "…" for name in classes]
-            size = min(10, 150 / k + 3)
-            upright = max(len(name) for name in names) <= 2
-            axis.set_xticks(range(k), names, rotation=0 if upright else 90, fontsize=size)
-            axis.set_yticks(range(k), names, fontsize=size)
-        axis.set_xlabel("pseudo label")
-        axis.set_ylabel("true class")
-        axis.grid(visible=False)
-        axis.tick_params(length=0)
-        for edge in axis.spines.values():
-            edge.set_visible(False)
-        for (row, column), value in np.ndenumerate(shares) if k <= NUMBERED else ():
-            if table[row, column]:
-                ink = "#101010" if value > 50 else "#f4f4f4"
-                axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
-        bar = figure.colorbar(shown, ax=axis, pad=0.02, shrink=0.8)
-        bar.set_label("share of the class (%)")
-        bar.outline.set_visible(False)
-        return png_of(figure)
 
 
 def confidence_figure(found: Mapping[str, Any]) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The HTML of a few-label experiment's page (a Jinja template, everything escaped), and what its pictures show."""
+"""The HTML of a few-label experiment's page between head and end (see `frame`), and what its pictures show."""
 
 CAPTIONS = {
     "stages": "Accuracy on test images, which no stage has learned from; lines: 95 % intervals (Wilson).",
@@ -12,32 +12,7 @@ CAPTIONS = {
     "least": "And those whose pseudo labels are least sure.",
 }
 
-PAGE = """\
-{% macro figure(name, caption, kind="grid") -%}
-{% if images[name] %}<figure class="{{ kind }}"><img src="{{ images[name].source }}" width="{{ images[name].width }}"
- height="{{ images[name].height }}" alt="{{ images[name].alt }}"><figcaption>{{ caption }}</figcaption></figure>
-{%- endif %}{%- endmacro %}
-{% macro facts(pairs) -%}
-<dl>{% for name, value in pairs.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
-{%- endmacro %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ css }}</style>
-</head>
-<body>
-<header>
-<h1>{{ title }}</h1>
-{% for line in summary %}<p>{{ line }}</p>
-{% endfor %}
-<nav aria-label="Sections"><ul>
-{% for name, heading in sections.items() %}<li><a href="#{{ name }}">{{ heading }}</a></li>
-{% endfor %}</ul></nav>
-</header>
-<main>
+BODY = """\
 {% if "stages" in sections %}
 <section aria-labelledby="stages">
 <h2 id="stages">{{ sections.stages }}</h2>
@@ -90,39 +65,4 @@ PAGE = """\
 {% if more_classes %}<p class="soft">The first classes; there are {{ more_classes }} more.</p>{% endif %}
 </section>
 {% endif %}
-{% if "parts" in sections %}
-<section aria-labelledby="parts">
-<h2 id="parts">{{ sections.parts }}</h2>
-<table>
-<thead><tr><th scope="col">Part</th><th scope="col">This time</th><th scope="col">Seconds</th>
-<th scope="col">Folder</th></tr></thead>
-<tbody>
-{% for row in parts %}<tr><th scope="row">{{ row.name }}</th>
-<td data-label="This time">{{ row.made }}{% if row.because %}: {{ row.because }}{% endif %}</td>
-<td class="number" data-label="Seconds">{{ row.seconds }}</td><td class="soft">{{ row.folder }}</td></tr>
-{% endfor %}</tbody>
-</table>
-</section>
-{% endif %}
-<section aria-labelledby="data">
-<h2 id="data">{{ sections.data }}</h2>
-{{ facts(data) }}
-</section>
-{% if "settings" in sections %}
-<section aria-labelledby="settings">
-<h2 id="settings">{{ sections.settings }}</h2>
-<details><summary>All settings</summary><pre>{{ settings }}</pre></details>
-</section>
-{% endif %}
-{% if "reproduce" in sections %}
-<section aria-labelledby="reproduce">
-<h2 id="reproduce">{{ sections.reproduce }}</h2>
-<pre>{{ command }}</pre>
-{{ facts(versions) }}
-</section>
-{% endif %}
-</main>
-<footer><p>This page is one file: it loads nothing and sends nothing.</p></footer>
-</body>
-</html>
 """

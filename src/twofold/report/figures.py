@@ -18,7 +18,16 @@ import numpy as np
 
 from .grids import image_grid, neighbour_grid, short_count, time_grid, trajectory_grid
 
-__all__ = ["class_bars", "image_grid", "loss_curve", "neighbour_grid", "smooth", "time_grid", "trajectory_grid"]
+__all__ = [
+    "class_bars",
+    "image_grid",
+    "interval_bars",
+    "loss_curve",
+    "neighbour_grid",
+    "smooth",
+    "time_grid",
+    "trajectory_grid",
+]
 
 BLUE, ORANGE, INK, FAINT = "#2a83c5", "#d9660a", "#7a7a7a", "#7a7a7a40"
 STYLE: dict[Any, Any] = {
@@ -104,6 +113,33 @@ def class_bars(classes: Mapping[str, Mapping[str, float]]) -> bytes | None:
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.2)
+        return png_of(figure)
+
+
+def interval_bars(rows: Sequence[tuple[str, float, float, float, bool]], label: str) -> bytes:
+    """Horizontal bars with whiskers of shares: (name, value, low, high, whether it is the one to look at).
+
+    The axis begins at 0, or at a multiple of 10 % well below everything, which its label then says.
+    """
+    place = np.arange(len(rows))
+    values = np.array([100 * row[1] for row in rows])
+    ends = np.array([[100 * row[2], 100 * row[3]] for row in rows])
+    with drawn() as figure_of:
+        figure = figure_of(4.4, 0.9 + 0.45 * len(rows))
+        axis = figure.subplots()
+        axis.barh(place, values, 0.6, color=[ORANGE if row[4] else BLUE for row in rows], alpha=0.85)
+        lengths = np.abs(ends.T - values)
+        axis.errorbar(values, place, xerr=lengths, fmt="none", ecolor=INK, elinewidth=1.4, capsize=3)
+        for at, value, end in zip(place, values, ends[:, 1], strict=True):
+            axis.annotate(f"{value:.1f}", (end, at), (4, 0), textcoords="offset points", va="center", color=INK)
+        axis.set_yticks(place, [row[0] for row in rows])
+        axis.invert_yaxis()
+        low = max(0.0, 10 * np.floor((ends.min() - 10) / 10))
+        high = max(float(ends.max()), low + 1)
+        axis.set_xlim(low, high + 0.15 * (high - low))
+        axis.set_xlabel(label + (f", from {low:g} on" if low else ""))
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
         return png_of(figure)
 
 

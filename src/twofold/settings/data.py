@@ -133,12 +133,13 @@ class DataSettings(Settings):
     @field_validator("flip_pairs", mode="before")
     @classmethod
     def _known_faces(cls, value: Any) -> Any:
-        """A name stands for its pairs."""
-        if not isinstance(value, str):
+        """A name stands for its pairs; on the command line it comes as a list of one."""
+        name = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if not isinstance(name, str):
             return value
-        if value not in MIRRORED:
-            raise ValueError(f"there are no flip pairs of that name; {nearest(value, MIRRORED)}")
-        return MIRRORED[value]
+        if name not in MIRRORED:
+            raise ValueError(f"there are no flip pairs called {name!r}; {nearest(name, MIRRORED)}")
+        return MIRRORED[name]
 
     @field_validator("annotated")
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings of training by distillation: a small network learns to say what a frozen diffusion model says (RepFusion)."""
+"""Settings of training by distillation: a small network imitates the maps of a frozen diffusion model (RepFusion)."""
 
 from __future__ import annotations
 
@@ -47,11 +47,15 @@ class Distill(Settings):
             given = f"{len(self.student_layers)} student_layers for {len(self.teacher_layers)} teacher_layers"
             raise ValueError(f"{given}; give one for each")
         if self.cache == "pooled" and any(loss.kind in ("dense", "attention") for loss in self.losses):
-            raise ValueError("cache=pooled keeps no maps, which losses of kind dense and attention need; use cache=maps")
+            raise ValueError(
+                "cache=pooled keeps no maps, which losses of kind dense and attention need; use cache=maps"
+            )
         few = self.sigma.kind == "fixed" or isinstance(self.sigma.bins, int)
         if self.cache != "none" and not few:
             raise ValueError(f"cache={self.cache} is for a few noise levels; give sigma.bins a number, such as 8")
         if self.cache != "none" and (self.warp.moves or self.warp.colour):
             what = "keeps what the teacher says of images as they are"
-            raise ValueError(f"cache={self.cache} {what}; leave warp out, student_warp changes the student's view alone")
+            raise ValueError(
+                f"cache={self.cache} {what}; leave warp out, student_warp changes the student's view alone"
+            )
         return self

@@ -17,7 +17,7 @@ class FixedSelection(Settings):
     """One level for all images."""
 
     kind: Literal["fixed"] = "fixed"
-    sigma: float = Field(0.1, ge=0, description="noise level in units of x0; 0 = the teacher's lowest, named to it")
+    sigma: float = Field(0.1, ge=0, description="noise level in units of x0; 0 = the teacher's lowest")
 
 
 class _Between(Settings):

@@ -96,7 +96,9 @@ class TeachingSettings(Settings):
             raise ValueError(f"task={self.task} needs finetune.objective.kind={wanted}, not {kind}")
         heads = HEADS["supervised" if kind == "kd" else kind]
         if head not in heads:
-            raise ValueError(f"finetune.objective.kind={kind} needs finetune.head.kind={' or '.join(heads)}, not {head}")
+            raise ValueError(
+                f"finetune.objective.kind={kind} needs finetune.head.kind={' or '.join(heads)}, not {head}"
+            )
         if kind == "kd" and (self.pretrain is not None or self.student is not None):
             raise ValueError("finetune.objective.kind=kd has a teacher of its own; leave pretrain and student out")
         taught = self.pretrain is not None or self.student is not None or kind == "kd"

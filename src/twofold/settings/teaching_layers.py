@@ -1,6 +1,6 @@
 """How the layers of a distillation's settings are put together.
 
-    preset of the task <- file <- key=value, with RUN as the teacher
+preset of the task <- file <- key=value, with RUN as the teacher
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def _taught_by(teacher: str, layers: list[Layer]) -> dict[str, Any]:
     """Where the teacher belongs: into the distillation, or into the task where a classifier teaches."""
     kind = None
     for _, values in layers:
-        objective = (values.get("finetune") or {}).get("objective") if isinstance(values.get("finetune"), Mapping) else {}
+        objective = (
+            (values.get("finetune") or {}).get("objective") if isinstance(values.get("finetune"), Mapping) else {}
+        )
         kind = (objective or {}).get("kind", kind) if isinstance(objective, Mapping) else kind
     if kind == "kd":
         return {"finetune": {"objective": {"teacher": teacher}}}

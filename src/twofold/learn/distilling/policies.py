@@ -39,7 +39,9 @@ class Learned(Selection):
         self.settings, self.classes, bins = settings, classes, len(sigmas)
         if settings.reward != "infonce" and classes < 2:
             what = "is found from labels, and there are none"
-            raise UserError(f"selection.reward={settings.reward}", what, "use reward=infonce, or label some images")
+            raise UserError(
+                f"objective.sigma.reward={settings.reward}", what, "use reward=infonce, or label some images"
+            )
         self.policy = policy_network(settings.network, shape, bins)
         self.task_head = task_head(width, classes, settings.task_divisor) if settings.reward == "task" else None
         self.shown = Running(bins, SHOWN_DECAY)
@@ -237,7 +239,8 @@ class Policy(Learned):
 
     def observe(self, count: int) -> None:
         super().observe(count)
-        kept, images = [], 0
+        kept: list[tuple[Tensor, Tensor]] = []
+        images = 0
         while self._now and images < count:
             kept.insert(0, self._now.pop())
             images += len(kept[0][1])

@@ -46,7 +46,7 @@ def make_selection(
     table = None if teacher_levels is None else teacher_levels.detach().cpu().double().sort().values
     if isinstance(settings, FixedSelection):
         _within(sigma_range, sigma=settings.sigma)
-        return Fixed(settings)
+        return Fixed(settings.sigma or sigma_range[0])
     if isinstance(settings, MultiSelection):
         _within(sigma_range, bounds=settings.bounds[0])
         _within(sigma_range, bounds=settings.bounds[-1])
@@ -77,7 +77,9 @@ def _within(sigma_range: tuple[float, float], **given: float) -> None:
     low, high = sigma_range
     for name, sigma in given.items():
         if sigma and not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
-            raise UserError(f"selection.{name}={sigma:g}", f"outside [{low:.4g}, {high:.4g}], the teacher's levels")
+            raise UserError(
+                f"objective.sigma.{name}={sigma:g}", f"outside [{low:.4g}, {high:.4g}], the teacher's levels"
+            )
 
 
 def _levels(bins: int | str, table: Tensor | None, low: float, high: float) -> Tensor:
@@ -87,8 +89,8 @@ def _levels(bins: int | str, table: Tensor | None, low: float, high: float) -> T
         return torch.linspace(float(ends[0]), float(ends[1]), int(bins), dtype=torch.float64).exp().clamp(low, high)
     if table is None:
         hint = "give a number, such as 32"
-        raise UserError("selection.bins=table", "the teacher's noise levels are no table", hint)
+        raise UserError("objective.sigma.bins=table", "the teacher's noise levels are no table", hint)
     found = table[(table >= low * (1 - 1e-6)) & (table <= high * (1 + 1e-6))]
     if not len(found):
-        raise UserError("selection.bins=table", f"the teacher's table has no level in [{low:g}, {high:g}]")
+        raise UserError("objective.sigma.bins=table", f"the teacher's table has no level in [{low:g}, {high:g}]")
     return found

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...settings.selection import AnnealedSelection, FixedSelection, MultiSelection
+from ...settings.selection import AnnealedSelection, MultiSelection
 from .choice import Choice, Selection
 
 
 class Fixed(Selection):
     """One level."""
 
-    def __init__(self, settings: FixedSelection) -> None:
-        super().__init__(torch.tensor([settings.sigma], dtype=torch.float64))
+    def __init__(self, sigma: float) -> None:
+        super().__init__(torch.tensor([sigma], dtype=torch.float64))
 
     def pick(self, x0: Tensor, u: Tensor, seen: float) -> Choice:
         assert self.sigmas is not None
@@ -103,9 +103,11 @@ class Multi(Selection):
         self.first, self.levels = begin[:-1], begin.diff()
         if (self.levels == 0).any():
             band = int((self.levels == 0).nonzero()[0, 0])
-            where = f"selection.bounds={list(settings.bounds)}"
+            where = f"objective.sigma.bounds={list(settings.bounds)}"
             what = f"no level of the teacher's table is between {settings.bounds[band]:g} and "
-            raise UserError(where, what + f"{settings.bounds[band + 1]:g}", "widen it, or set selection.bins=null")
+            raise UserError(
+                where, what + f"{settings.bounds[band + 1]:g}", "widen it, or set objective.sigma.bins=null"
+            )
 
     def pick(self, x0: Tensor, u: Tensor, seen: float) -> Choice:
         band = (u[:, 0] * len(self.low)).long().clamp(max=len(self.low) - 1)

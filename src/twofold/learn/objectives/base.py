@@ -60,8 +60,8 @@ class Objective(nn.Module):
         return self.denoiser is not None
 
     def prepare(self, store: Store, flip: bool, device: torch.device, rank: int, world: int) -> Iterator[str]:
-        """Called once before the first step, when the network is where it will be trained: what takes long, or needs the
-        data. flip: whether images are mirrored at random. Yields what to tell of it.
+        """Called once before the first step, when the network is where it will be trained: what takes long, or needs
+        the data. flip: whether images are mirrored at random. Yields what to tell of it.
         """
         yield from ()
 

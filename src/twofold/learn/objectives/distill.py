@@ -1,8 +1,9 @@
-"""The distillation objective: a student's maps imitate those of a frozen diffusion model (RepFusion, Yang and Wang 2023).
+"""The distillation objective: a student's maps imitate those of a frozen diffusion model.
 
-    sigma ~ selection,   loss = losses(student's maps of x0, teacher's maps of x0 at sigma) + what the selection learns from
+    sigma ~ selection
+    loss = losses(student's maps of x0, teacher's maps of x0 at sigma) + what the selection learns from
 
-The teacher is asked in every step, or once about every image (see `distilling.answers`). No label is needed, but those
+RepFusion, Yang and Wang 2023. The teacher is asked in every step, or once about every image (see `distilling.answers`). No label is needed, but those
 there are reward a policy that is asked to. Of held-out images it is the losses alone, at levels spread evenly.
 """
 
@@ -33,8 +34,8 @@ LEARNED = ("task", "least_squares", "student")  # rewards that need labels
 class DistillObjective(Objective):
     """forward(batch) -> loss per image (B,).
 
-    teacher: held beside, not registered (see `Teacher`). helpers: the losses with their adapters, the selection with its
-    policy; none of them is part of the backbone that is saved.
+    teacher: held beside, not registered (see `Teacher`). helpers: the losses with their adapters, the selection with
+    its policy; none of them is part of the backbone that is saved.
     """
 
     classifies = False

@@ -59,11 +59,11 @@ class LandmarksObjective(Objective):
     def tally(self, batch: Batch) -> Tensor:
         assert batch.points is not None
         found = self.landmarker.points(batch.images)[0]
-        errors = image_errors(found.cpu().numpy(), batch.points.cpu().numpy(), self.normaliser)
+        errors = image_errors(found, batch.points, self.normaliser)
         return torch.from_numpy(additive(errors, self.settings.threshold).sum(0))
 
     def scores(self, total: Tensor) -> dict[str, float]:
-        found = {name: float(value) for name, value in from_sums(total.numpy()).items()}
+        found = {name: float(value) for name, value in from_sums(total).items()}
         return found if total[0] > 0 else {}
 
     def pictures(self, batch: Batch) -> Tensor:

@@ -69,7 +69,7 @@ class SegmentationObjective(Objective):
     def tally(self, batch: Batch) -> Tensor:
         assert batch.mask is not None
         found = confusion(self.segmenter.masks(batch.images), batch.mask, self.classes)
-        return found.flatten().double().cpu()
+        return found.flatten().cpu().double()
 
     def scores(self, total: Tensor) -> dict[str, float]:
         return segmentation_scores(total.view(self.classes, self.classes))

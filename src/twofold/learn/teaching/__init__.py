@@ -39,7 +39,13 @@ __all__ = ["Teaching", "run"]
 
 MODEL_FILE = "model.safetensors"
 TAUGHT, SCRATCH, EQUAL = "taught", "scratch", "equal compute"
-ARMS = {"finetune": (TAUGHT,), "scratch": (SCRATCH,), "equal": (EQUAL,), "all": (TAUGHT, SCRATCH, EQUAL), "pretrain": ()}
+ARMS = {
+    "finetune": (TAUGHT,),
+    "scratch": (SCRATCH,),
+    "equal": (EQUAL,),
+    "all": (TAUGHT, SCRATCH, EQUAL),
+    "pretrain": (),
+}
 TEST = 2  # the code of the test part
 
 
@@ -65,8 +71,8 @@ def run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the stages that settings.stage asks for in the folder `out`; returns the result and pictures for a page.
 
-    What is there already is not made again. parts: a folder of artefacts shared with other experiments, default `parts/`
-    in `out`. Raises `UserError` for what the user can mend, before anything takes long.
+    What is there already is not made again. parts: a folder of artefacts shared with other experiments, default
+    `parts/` in `out`. Raises `UserError` for what the user can mend, before anything takes long.
     """
     start = time.monotonic()
     crew = Crew(make_accelerator(device), watch)
@@ -137,7 +143,7 @@ class Teaching(Experiment):
     def _known(self, split: str) -> Any:
         """Rows of a part of the data of which the task knows what is right."""
         store = self.store
-        rows = store.indices(split) if split == "train" or (store.codes == 1).any() else []
+        rows: Any = store.indices(split) if split == "train" or (store.codes == 1).any() else []
         if self.settings.task == "classify":
             return [row for row in rows if store.labels[row] >= 0]
         return store.annotated_rows("train") if split == "train" else rows
@@ -155,7 +161,8 @@ class Teaching(Experiment):
 
     def works(self) -> list[tuple[str, int, float, int | None]]:
         """(what, images, FLOPs, parameters) of everything that the stage does, whether it is there already or not."""
-        s, found = self.settings, []
+        s = self.settings
+        found: list[tuple[str, int, float, int | None]] = []
         settings = self._complete(recipes.task(s, self.backbone, None, taught=False))
         size = estimate(settings, self.store.shape, class_names(settings, self.store)).parameters
         n, tries = s.finetune.train.n_images, max(1, len(s.finetune.lrs))
@@ -199,7 +206,9 @@ class Teaching(Experiment):
         return self._trained("backbone", settings, {"teacher": self._teacher_key()}, "the student imitates its teacher")
 
     def _teacher_key(self) -> str:
-        objective: Any = self.settings.pretrain.objective if self.settings.pretrain else self.settings.finetune.objective
+        objective: Any = (
+            self.settings.pretrain.objective if self.settings.pretrain else self.settings.finetune.objective
+        )
         return model_hash(load(*place_of(objective.teacher)))
 
     def _arm(self, name: str, start: Path | None, n_images: int | None = None, lr: float | None = None) -> Arm:
@@ -356,5 +365,3 @@ def backbone_of(source: str) -> str:
         return str(made["run"] if "run" in made else backbone_of(made["student"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(source, "is an experiment without a taught student", "run it with stage=pretrain") from None
-
-

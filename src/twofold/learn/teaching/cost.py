@@ -29,7 +29,7 @@ def teacher_flops(teacher: Teacher) -> float:
 
 
 def pretraining_flops(settings: TrainSettings, store: Store) -> float:
-    """FLOPs of all of a pre-training: the student's steps, and the teacher's passes (once an image where it is kept)."""
+    """FLOPs of all of a pre-training: the student's steps and the teacher's passes (once an image if they are kept)."""
     s = settings.objective
     assert s.kind == "distill"
     teacher = Teacher(s.teacher, s.teacher_layers, s.input, store.shape)

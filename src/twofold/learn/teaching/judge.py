@@ -1,4 +1,4 @@
-"""What a student is worth: its answers about the test images, as numbers with intervals, and a few of them to look at."""
+"""What a student is worth: its answers about test images, as numbers with intervals, and a few of them to look at."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _landmarker(model: Any, store: Store, rows: np.ndarray, objective: Landmarks
     errors = image_errors(torch.cat(found), truth, objective.normaliser)
     scores = landmark_scores(errors, objective.threshold)
     intervals = landmark_intervals(errors, objective.threshold, _groups(store, rows))
-    details = {"normaliser": objective.normaliser, "threshold": objective.threshold, "errors": _plain(errors)}
+    details: dict[str, Any] = {"normaliser": objective.normaliser, "threshold": objective.threshold, "errors": _plain(errors)}
     if store.all_attributes is not None:
         subsets = by_attribute(errors, store.all_attributes[rows], store.attribute_names, objective.threshold)
         details["subsets"] = subsets

@@ -45,9 +45,9 @@ class Foreign(Backbone):
             what = f"it reads images of {self.channels} channels, these have {shape[0]}"
             raise UserError(f"{WHERE}={settings.model}", what, f"set data.channels={self.channels}")
         normalize = settings.pretrained if settings.normalize is None else settings.normalize
-        scale = (MEAN, STD) if normalize else ((0.5,), (0.5,))
-        for name, values in zip(("mean", "std"), scale, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        mean, std = (MEAN, STD) if normalize else ((0.5,), (0.5,))
+        self.register_buffer("mean", 2 * torch.tensor(mean).view(1, -1, 1, 1) - 1, persistent=False)  # of x0
+        self.register_buffer("std", 2 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.patch = patch if isinstance(patch := getattr(config, "patch_size", None), int) else 1
         self.unit, self.chosen = 1, settings.stages
         self._measure()
@@ -134,7 +134,7 @@ class Foreign(Backbone):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         size = x.shape[2:]
-        x = (x.expand(-1, self.channels, -1, -1) * 0.5 + 0.5 - self.mean) / self.std
+        x = (x.expand(-1, self.channels, -1, -1) - self.mean) / self.std
         after = [-(-side // self.unit) * self.unit - side for side in size]
         if any(after):
             x = F.pad(x, (0, after[1], 0, after[0]), mode="replicate")

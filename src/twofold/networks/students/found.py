@@ -49,10 +49,10 @@ def options(settings: TransformersSettings, channels: int) -> Any:
         except Exception as error:  # each architecture checks its options in its own way
             said = " ".join(str(error).split())[:200]
             raise UserError("network.backbone.config", f"is not one of {name} ({said})", "") from None
-        unknown = sorted(key for key in own if key not in type(config)().to_dict())
-        if unknown:
-            hint = nearest(unknown[0], config.to_dict())
-            raise UserError(f"network.backbone.config.{unknown[0]}", f"{name} has no such option", hint)
+        known = type(config)().to_dict()
+        for key in own:
+            if key not in known:
+                raise UserError(f"network.backbone.config.{key}", f"{name} has no such option", nearest(key, known))
         return config
     folder = place(name, "config.json")
     try:
@@ -100,24 +100,23 @@ def _like(name: str) -> str:
 
 def network(settings: TransformersSettings, config: Any) -> tuple[Any, bool]:
     """(the model in training mode, whether it is one of transformers' backbones). All stages of one are given."""
-    from transformers import MODEL_MAPPING, AutoBackbone, AutoModel
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+    from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
 
-    is_backbone = config.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES and bool(getattr(config, "stage_names", None))
+    is_backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING and bool(getattr(config, "stage_names", None))
     if is_backbone:
         config.out_indices = list(range(1, len(config.stage_names)))
-    kind = AutoBackbone if is_backbone else AutoModel
-    made = MODEL_MAPPING.get(type(config), None)
-    if not is_backbone and getattr(made, "main_input_name", "") != "pixel_values":
+    made = (MODEL_FOR_BACKBONE_MAPPING if is_backbone else MODEL_MAPPING).get(type(config), None)
+    kind = made[0] if isinstance(made, tuple | list) else made
+    if kind is None or kind.main_input_name != "pixel_values":
         raise UserError(f"{WHERE}={settings.model}", "reads no images", "give an image model")
-    if not settings.pretrained or torch.get_default_device().type == "meta":
+    if settings.pretrained and torch.get_default_device().type != "meta":
+        model = pretrained(settings.model, kind, config)
+    else:
         try:
-            model = kind.from_config(config)
+            model = kind(config)
         except Exception as error:  # each architecture checks its options in its own way
             what = f"cannot be built ({first_line(error)})"
             raise UserError(f"{WHERE}={settings.model}", what, "see network.backbone.config") from None
-    else:
-        model = pretrained(settings.model, kind, config)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # what it computes is not read
     return model.train(), is_backbone
@@ -134,6 +133,7 @@ def pretrained(name: str, kind: Any, config: Any) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             local_files_only=True,
+            dtype=torch.float32,
         )
     except Exception as error:  # a damaged file, weights of other shapes
         raise UserError(f"{WHERE}={name}", f"cannot be loaded ({first_line(error)})", "copy it anew") from None

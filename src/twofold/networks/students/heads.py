@@ -35,7 +35,7 @@ class PoolHead(nn.Module):
             raise UserError("network.classes", f"a classifier of {classes} classes", "it needs at least 2")
         self.dropout = nn.Dropout(settings.dropout)
         self.linear = nn.Linear(stages[-1].channels, classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.xavier_normal_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
