@@ -34,8 +34,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 
 from twofold.data import Store, open_store
-from twofold.learn.fewlabel import run
 from twofold.learn.features import Features
+from twofold.learn.fewlabel import run
 from twofold.learn.fewlabel.subject import Subject, complete
 from twofold.recognize.learners import LEARNERS
 from twofold.recognize.published import standardised

@@ -128,14 +128,14 @@ def test_masks_have_the_size_of_the_photos(
 
 
 def test_names_of_masks_never_collide(segmenter: Path, tmp_path: Path) -> None:
-    for name in ("a.png", "a.bmp", "b/a.png", "c d.png"):
+    for name in ("a/a.png", "a/a.bmp", "b/a.png", "b/c d.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 12)).save(path)
     assert main(["predict", str(segmenter), str(tmp_path / "in"), "--quiet", "--out", str(tmp_path / "out")]) == 0
     found = {row["id"]: row["mask"] for row in rows_of(tmp_path / "out" / "classes.csv")}
     assert len(found) == 4 and len(set(found.values())) == 4
-    assert found["b/a.png"] == "b/a.png" and found["c d.png"] == "c_d.png"
+    assert found["b/a.png"] == "b/a.png" and found["b/c d.png"] == "b/c_d.png"
     assert all((tmp_path / "out" / mask).is_file() for mask in found.values())
 
 
@@ -187,7 +187,7 @@ def test_features_of_a_backbone(photos: Path, tmp_path: Path, capsys: pytest.Cap
     values = [found[f"embedding[{k}]"] for k in range(len(expected))]
     assert values == pytest.approx(expected.tolist(), abs=1e-5) and len(found) == len(expected) + 1
     words = [str(run), str(photos / "0.png"), "--quiet", "--out", str(out)]
-    assert main(["predict", *words, "layers=stage.0"]) == 0
+    assert main(["predict", *words, "embed=true", "layers=stage.0"]) == 0
     assert "stage.0[0]" in pq.read_table(out).column_names
     assert main(["predict", *words, "sigma=0.1"]) == 2
     assert "sigma: " in capsys.readouterr().err

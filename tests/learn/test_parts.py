@@ -55,6 +55,19 @@ def test_average_follows_its_recursion() -> None:
     assert torch.allclose(average.tensors["weight"], expected)
 
 
+def test_learning_rates_of_published_recipes() -> None:
+    """In steps (RepFusion), and as mmsegmentation's poly: power 0.9, at least 1e-4."""
+    stepped = LoopSettings(n_images=1000, batch_size=10, lr=0.1, schedule="step", step_images=(500, 750))
+    found = [learning_rate(stepped, n) for n in (0, 490, 500, 749, 750, 999)]
+    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    poly = LoopSettings(n_images=1000, batch_size=10, lr=0.005, schedule="poly")
+    for n in (0, 250, 1000):
+        assert learning_rate(poly, n) == pytest.approx((0.005 - 1e-4) * (1 - n / 1000) ** 0.9 + 1e-4)
+    for wrong in ({"schedule": "step"}, {"step_images": (5,)}, {"schedule": "step", "step_images": (7, 5)}):
+        with pytest.raises(ValueError):
+            LoopSettings(**wrong)
+
+
 def test_learning_rate() -> None:
     flat = LoopSettings(lr=1.0, warmup_images=100, batch_size=10, n_images=1000)
     rates = [learning_rate(flat, n) for n in range(0, 1000, 10)]

@@ -81,6 +81,12 @@ def test_maps_are_those_of_the_model() -> None:
     assert torch.equal(maps[3][:, :, 0, 1], answer.last_hidden_state[:, 1 + 1])
 
 
+def test_norms_of_one_value_per_channel() -> None:
+    """A single image whose last map is a single pixel is no batch to norm, in training."""
+    found = student(model="resnet", config=SMALL["resnet"][0], shape=(3, 32, 32)).train()
+    assert found(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+
+
 def test_stages_that_are_asked_for() -> None:
     """What comes after the last of them is not trained."""
     found = student(model="resnet", config=SMALL["resnet"][0], stages=[0, 2])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -134,15 +135,11 @@ class Masks:
         """The image's own name with the ending .png, in its own sub-folder; other characters than usual ones as _."""
         parts = [re.sub(r"[^\w.+-]+", "_", part) for part in PurePosixPath(id).parts if part not in ("/", "..")]
         stem = PurePosixPath(*parts)
-        for name in (f"{stem.with_suffix('')}.png", f"{stem}.png", *(f"{stem}.{k}.png" for k in _numbers())):
-            if name.lower() not in self.taken:
-                break
+        usual = [f"{stem.with_suffix('')}.png", f"{stem}.png"]
+        numbered = (f"{stem}.{k}.png" for k in count(2))
+        name = next(name for name in chain(usual, numbered) if name.lower() not in self.taken)
         self.taken.add(name.lower())
         return name
-
-
-def _numbers() -> Iterator[int]:
-    yield from range(2, 2**31)
 
 
 def pointing(model: Any) -> Callable[[Placed], Columns]:

@@ -1,6 +1,6 @@
-"""`twofold runs [FOLDER | RUN RUN ...]`: list the runs in a folder, or compare some of them.
+"""`twofold runs [FOLDER | RUN RUN ...]`: list the runs and experiments in a folder, or compare some of them.
 
-Reads the files of the run folders alone, so it loads no torch and is quick however many there are.
+Reads the files of their folders alone, so it loads no torch and is quick however many there are.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from ..settings.text import read_text
 
 OPTIONS = ()
 TAIL = 2**16  # bytes of a log that are read: many rows, whatever its length
-KEY_METRICS = ("frechet", "loss", "accuracy")  # shown in the listing, where a run has them
+KEY_METRICS = ("frechet", "loss", "accuracy", "miou", "nme")  # shown in the listing, where a run has them
+EXPERIMENTS = {"finetune": "distill", "final": "fewlabel"}  # settings that only one verb's experiments have
+MAIN = ("taught", "stage 3")  # what of an experiment the listing shows, if it is there
 NONE = (
     "no runs in {}; `twofold train PRESET data=SOURCE` makes one, and `twofold runs FOLDER` lists those that --out put "
     "elsewhere"
 )
+WRITTEN = ("log.jsonl", "result.json", "parts.json")  # files whose age is a run's, besides its settings
 MOST = 30  # characters of a value in a comparison
 
 
@@ -58,7 +61,8 @@ class Record:
     """What a run folder says about itself.
 
     settings: nested, as saved. result: result.json, {} while it is not finished. validation: the newest log row of it.
-    n_images: seen so far. status: finished, running, interrupted. changed: seconds since the epoch.
+    n_images: seen so far. status: finished, running, interrupted. changed: seconds since the epoch. experiment:
+    "distill" or "fewlabel", None for a run. parts: (name, folder) of what an experiment has made or used.
     """
 
     path: Path
@@ -69,6 +73,8 @@ class Record:
     n_images: int
     status: str
     changed: float
+    experiment: str | None = None
+    parts: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -87,15 +93,31 @@ class Record:
         saved = [int(state.name) for state in (path / "state").glob("*") if state.name.isdigit()]
         seen = int(result.get("n_images") or max([*saved, *(row.get("n_images", 0) for row in rows)], default=0))
         status = "finished" if result else "running" if _is_locked(path / "lock") else "interrupted"
-        written = [p.stat().st_mtime for p in (file, path / "log.jsonl", path / "result.json") if p.exists()]
+        written = [p.stat().st_mtime for p in (file, *(path / name for name in WRITTEN)) if p.exists()]
         settings = load_yaml(text, str(file))
-        return cls(path, _preset(text, path), settings, result, validation, seen, status, max(written))
+        experiment = next((verb for name, verb in EXPERIMENTS.items() if name in settings), None)
+        preset = _preset(text, path)
+        if experiment is not None and not HASH.search(path.resolve().name):
+            preset = experiment  # its folder was named by the user, which says nothing of what it is
+        parts = _parts(path, result) if experiment is not None else []
+        return cls(path, preset, settings, result, validation, seen, status, max(written), experiment, parts)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Numbers measured on held-out data: of the finished run, or the newest so far."""
+        if self.experiment is not None:
+            return _found(self.result)
         found = self.result.get("metrics") or {k: v for k, v in self.validation.items() if k != "n_images"}
         return {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+    @property
+    def size(self) -> str:
+        """How much was done: images seen, or parts of an experiment."""
+        if self.experiment is not None:
+            return f"{len(self.parts)} part{'s' * (len(self.parts) != 1)}"
+        total = self.settings.get("train", {}).get("n_images") or self.n_images
+        share = "" if self.status == "finished" else f" ({self.n_images / max(total, 1):.0%})"
+        return f"{self.n_images:,}{share}"
 
 
 def listing(records: Sequence[Record], folder: Path) -> str:
@@ -103,12 +125,9 @@ def listing(records: Sequence[Record], folder: Path) -> str:
     metrics = [name for name in KEY_METRICS if any(name in record.metrics for record in records)]
     rows = [["run", "preset", "status", "images", *metrics, "age"]]
     for record in records:
-        total = record.settings.get("train", {}).get("n_images") or record.n_images
-        share = "" if record.status == "finished" else f" ({record.n_images / max(total, 1):.0%})"
         values = [_number(record.metrics.get(name)) for name in metrics]
-        images = f"{record.n_images:,}{share}"
         age = _age(time.time() - record.changed)
-        rows.append([str(record.path.relative_to(folder)), record.preset, record.status, images, *values, age])
+        rows.append([str(record.path.relative_to(folder)), record.preset, record.status, record.size, *values, age])
     return _columns(rows, right_from=3)
 
 
@@ -117,12 +136,13 @@ def one(record: Record) -> str:
     facts = {
         "run": str(record.path),
         "status": record.status,
-        "images": f"{record.n_images:,}",
+        **({"images": f"{record.n_images:,}"} if record.experiment is None else {"experiment": record.experiment}),
         **{name: _number(value) for name, value in record.metrics.items()},
         **{name: _plain(record.result[name]) for name in ("command", "images_per_second") if name in record.result},
         **{f"data {name}": _plain(value) for name, value in (record.result.get("data") or {}).items()},
     }
-    return _columns([[name, value] for name, value in facts.items()])
+    parts = [[f"part {name}", folder] for name, folder in record.parts]
+    return _columns([*([name, value] for name, value in facts.items()), *parts])
 
 
 def compare(records: Sequence[Record]) -> str:
@@ -140,7 +160,8 @@ def compare(records: Sequence[Record]) -> str:
     metrics = dict.fromkeys(name for record in records for name in record.metrics)
     rows += [[""] * len(rows[0]), ["metric", *names]]
     rows.append(["status", *(record.status for record in records)])
-    rows.append(["images", *(f"{record.n_images:,}" for record in records)])
+    sizes = (f"{record.n_images:,}" if record.experiment is None else record.size for record in records)
+    rows.append(["images", *sizes])
     for name in metrics:
         rows.append([name, *(_number(record.metrics.get(name)) for record in records)])
     rates = [record.result.get("images_per_second") for record in records]
@@ -163,6 +184,27 @@ def _preset(settings_text: str, path: Path) -> str:
         if "demo" in words:
             return "demo"
     return HASH.sub("", path.resolve().name)
+
+
+def _parts(path: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, folder) of an experiment's parts: those of its result, or while there is none those noted so far."""
+    if rows := result.get("parts"):
+        places = [(str(row["name"]), Path(row["folder"])) for row in rows]  # in the experiment, or seen from elsewhere
+        return [(name, str(path / place if (path / place).is_dir() else place)) for name, place in places]
+    return [(name, str(path / "parts" / folder)) for name, folder in _read_json(path / "parts.json").items()]
+
+
+def _found(result: dict[str, Any]) -> dict[str, float]:
+    """What an experiment's result says of the test images: of what counts under the measure's own name, then of all."""
+    stages = [("accuracy", name, row) for name, row in (result.get("accuracy") or {}).items()]  # fewlabel
+    arms = (result.get("arms") or {}).items()  # distill
+    found = stages or [(kind, name, row) for name, arm in arms for kind, row in (arm.get("metrics") or {}).items()]
+    known = [(kind, name, row["value"]) for kind, name, row in found if row.get("value") is not None]
+    names = list(dict.fromkeys(name for _, name, _ in known))
+    main = next((name for name in MAIN if name in names), names[-1] if names else None)
+    return {kind: value for kind, name, value in known if name == main} | {
+        f"{kind}, {name}": value for kind, name, value in known
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -322,7 +322,7 @@ def training_batches(
     latents: Latents | None = None,
     belongings: Sequence[str] = (),
 ) -> Batches:
-    """Those of a run. uniforms, noise, further, belongings: what its objective needs; x0_shape, latents: see `Batches`."""
+    """Those of a run. uniforms, noise, further, belongings: what its objective needs; the others: see `Batches`."""
     besides, real_share = (getattr(settings.objective, name, None) for name in ("labelled_batch", "real_share"))
     return Batches(
         store,

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ..settings.train import LoopSettings
 
 
+POLY_POWER, POLY_LEAST = 0.9, 1e-4
+
+
 def make_optimizer(
     network: nn.Module, settings: LoopSettings, shape: tuple[int, int, int] = (1, 8, 8)
 ) -> torch.optim.Optimizer:
@@ -90,13 +93,19 @@ def _nearest(network: nn.Module, name: str, found: dict[nn.Module, int]) -> int:
 
 
 def learning_rate(settings: LoopSettings, n_images: int) -> float:
-    """Learning rate of the step that follows `n_images`: linear warm-up, then constant, cosine to 0, or the part of
-    a cosine that ends at cos(7 pi / 16) = 0.195 (Sohn et al. 2020, FixMatch)."""
+    """Learning rate of the step that follows `n_images`: linear warm-up, then constant, cosine to 0, the part of a
+    cosine that ends at cos(7 pi / 16) = 0.195 (Sohn et al. 2020, FixMatch), in steps, or (1 - share)^0.9 of the images
+    that are left, but not below 1e-4 (mmsegmentation's, of BiSeNet)."""
     rate = settings.lr
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, n_images / settings.n_images)))
     elif settings.schedule == "cosine_7_16":
         rate *= math.cos(7 * math.pi / 16 * min(1.0, n_images / settings.n_images))
+    elif settings.schedule == "step":
+        rate *= settings.step_factor ** sum(n_images >= at for at in settings.step_images)
+    elif settings.schedule == "poly":
+        least = min(POLY_LEAST, rate)
+        rate = (rate - least) * (1 - min(1.0, n_images / settings.n_images)) ** POLY_POWER + least
     if n_images < settings.warmup_images:
         rate *= (n_images + settings.batch_size) / (settings.warmup_images + settings.batch_size)
     return rate

@@ -16,7 +16,7 @@ from .template import CSS
 
 PAGE_NAME = "report.html"
 MADE = {"made": "made", "found": "there already", "redone": "made again"}
-END = ("parts", "data", "settings", "reproduce")  # sections after those of a page's own
+COMMANDS = "pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }\n"
 
 
 def assembled(
@@ -50,7 +50,7 @@ def assembled(
         "reproduce": ("How to reproduce", result.get("command")),
     }
     return environment.from_string(HEAD + body + TAIL).render(
-        css=Markup(CSS + extra_css),
+        css=Markup(CSS + COMMANDS + extra_css),
         title=title,
         summary=summary,
         sections={name: heading for name, (heading, present) in there.items() if present},
@@ -145,7 +145,7 @@ TAIL = """\
 {% if "reproduce" in sections %}
 <section aria-labelledby="reproduce">
 <h2 id="reproduce">{{ sections.reproduce }}</h2>
-<pre>{{ command }}</pre>
+<pre class="command">{{ command }}</pre>
 {{ facts(versions) }}
 </section>
 {% endif %}

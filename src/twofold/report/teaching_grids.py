@@ -142,9 +142,13 @@ def _banded(rows: Sequence[tuple[str, list[Any]]], columns: int) -> bytes:
     """Rows of tiles, as many beside each other as there is room for, the rest in further bands below."""
     cells: list[list[Any]] = []
     left: list[str] = []
+    below: list[list[str]] = []
     count = len(rows[0][1])
     for start in range(0, count, columns):
         for name, tiles in rows:
             cells.append(tiles[start : start + columns])
             left.append(name)
-    return _draw(cells, left=left)
+            below.append([])
+        if start + columns < count:
+            below[-1] = [""] * columns  # room between bands
+    return _draw(cells, left=left, below=below)

@@ -48,7 +48,8 @@ BODY = """\
 <h3>What each took</h3>{% endif %}
 <table>
 <thead><tr><th scope="col">Student</th>
-{%- if measures | length == 1 %}<th scope="col">{{ measures[0] }}</th>{% endif %}<th scope="col">Parameters</th><th scope="col">Images trained on</th>
+{%- if measures | length == 1 %}<th scope="col">{{ measures[0] }}</th>{% endif %}
+<th scope="col">Parameters</th><th scope="col">Images trained on</th>
 <th scope="col">Learning rate</th><th scope="col">Computing</th><th scope="col">Time</th></tr></thead>
 <tbody>
 {% for row in efforts %}<tr><th scope="row">{{ row.title }}</th>
@@ -62,8 +63,9 @@ BODY = """\
 <td class="number" data-label="Time">{{ row.seconds }}</td></tr>
 {% endfor %}</tbody>
 </table>
-<p class="soft">Of the taught student, computing and time hold what the teacher took. An image counts each time it is
-trained on.</p>
+<p class="soft">An image counts each time it is trained on.
+{%- if efforts | selectattr("before") | list %} Of the taught student, computing and time hold those of its teaching.
+{%- endif %}</p>
 </section>
 {% endif %}
 {% if "teaching" in sections %}
@@ -98,7 +100,7 @@ trained on.</p>
 <ul class="cards">
 {% for card in cards %}<li><img src="{{ card.image.source }}" width="{{ card.image.width }}"
  height="{{ card.image.height }}" alt="{{ card.image.alt }}">
-<p>{{ card.truth }}</p>
+<p><strong>{{ card.truth }}</strong></p>
 {% for student, name, right in card.answers %}<p class="{{ "wrong" if right is false else "soft" }}">
 {%- if right is not none %}{{ "✓" if right else "✗" }} {% endif %}{{ student }}: {{ name }}</p>
 {% endfor %}</li>
@@ -140,7 +142,7 @@ out.</p>
 <section aria-labelledby="next">
 <h2 id="next">{{ sections.next }}</h2>
 {% for command, meaning in next %}<p>{{ meaning }}:</p>
-<pre>{{ command }}</pre>
+<pre class="command">{{ command }}</pre>
 {% endfor %}
 </section>
 {% endif %}

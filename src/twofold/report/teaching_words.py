@@ -12,7 +12,7 @@ LESS = ("nme", "failure_rate")  # measures of which less is better
 TAUGHT, SCRATCH, EQUAL = "taught", "scratch", "equal compute"
 TITLES = {TAUGHT: "Taught", SCRATCH: "From scratch", EQUAL: "From scratch, equal computing"}
 TASKS = {"classify": "classification", "segment": "segmentation", "landmarks": "key points"}
-KNOWN = {"classify": "labelled", "segment": "known with their masks", "landmarks": "known with their points"}
+KNOWN = {"classify": "labelled", "segment": "given with masks", "landmarks": "given with points"}
 MEASURES = {
     "accuracy": "Accuracy",
     "miou": "Mean IoU",
@@ -144,6 +144,8 @@ def student_of(result: Mapping[str, Any]) -> str:
 def teacher_of(result: Mapping[str, Any]) -> str | None:
     """Who taught: a diffusion model in pre-training, a classifier in the task, or whoever taught a student before."""
     made, settings = result.get("pretraining") or {}, result.get("settings") or {}
+    if not made and TAUGHT not in (result.get("arms") or {}):
+        return None
     if made.get("teacher"):
         return str(made["teacher"]["source"])
     for part in ("pretrain", "finetune"):
@@ -268,13 +270,13 @@ def next_steps(result: Mapping[str, Any], out: str) -> list[tuple[str, str]]:
     if not arms:
         made = result.get("pretraining") or {}
         again = f"twofold distill student={out} task={result['task']} data=SOURCE"
-        return [(again, "a task for the taught student")] if made else []
+        return [(again, "A task for the taught student")] if made else []
     known = {name: here[0] for name, arm in arms.items() if (here := found(arm, measure))}
     sign = -1 if measure in LESS else 1
     best = max(known, key=lambda name: sign * known[name]) if known else next(iter(arms))
     answers = {"classify": "classes", "segment": "masks", "landmarks": "points"}[result["task"]]
     run = arms[best].get("run", "RUN")
     return [
-        (f"twofold predict {run} IMAGES", f"{answers} of your own images, by the best student"),
-        (f"twofold export {run}", "the student as files that run without this program"),
+        (f"twofold predict {run} IMAGES", f"{answers.capitalize()} of your own images, by the best student"),
+        (f"twofold export {run}", "The student as files that run without this program"),
     ]

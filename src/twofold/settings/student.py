@@ -32,7 +32,7 @@ class ResNetSettings(NormSettings):
     kind: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50] = Field(18, description="convolutional layers: 18 and 34 of basic blocks, 50 of wide")
     blocks: tuple[PositiveInt, ...] | None = Field(
-        None, min_length=1, description="blocks per stage (1,1,1,1 is a small network); null = those of its depth"
+        None, min_length=1, description="blocks per stage ([1,1,1,1] is a small network); null = those of its depth"
     )
     channels: int = Field(64, ge=4, description="channels of the first stage; doubled at each stage")
     stem: Literal["cifar", "imagenet"] = Field(

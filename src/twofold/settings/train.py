@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from .base import Settings
 from .codec import CodecSettings
@@ -145,9 +145,13 @@ class LoopSettings(Settings):
     decay_all: bool = Field(True, description="false: no weight decay on biases and the gains of norms")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per layer away from the head")
     warmup_images: int = Field(0, ge=0, description="images over which the learning rate rises linearly from 0")
-    schedule: Literal["constant", "cosine", "cosine_7_16"] = Field(
-        "constant", description="learning rate after the warm-up; cosine_7_16 falls to a fifth, as FixMatch's"
+    schedule: Literal["constant", "cosine", "cosine_7_16", "step", "poly"] = Field(
+        "constant",
+        description="learning rate after the warm-up; cosine_7_16 falls to a fifth, as FixMatch's; step by step_factor "
+        "at each of step_images; poly as (1 - images / n_images)^0.9 down to 1e-4",
     )
+    step_images: tuple[PositiveInt, ...] = Field((), description="step: image counts at which it falls, rising")
+    step_factor: float = Field(0.1, gt=0, lt=1, description="step: what it is multiplied by there")
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
     ema_halflife_images: int = Field(500_000, ge=0, description="half-life of the weight average; 0 = no averaging")
     ema_rampup: float | None = Field(0.05, gt=0, description="half-life is at most this share of the images seen")
@@ -170,6 +174,14 @@ class LoopSettings(Settings):
     def _micro_batch_divides(self) -> LoopSettings:
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} must divide batch_size={self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> LoopSettings:
+        if bool(self.step_images) != (self.schedule == "step"):
+            raise ValueError("schedule=step and step_images belong together; give both, or neither")
+        if list(self.step_images) != sorted(set(self.step_images)):
+            raise ValueError(f"step_images={list(self.step_images)} do not rise")
         return self
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
     sigma ~ selection
     loss = losses(student's maps of x0, teacher's maps of x0 at sigma) + what the selection learns from
 
-RepFusion, Yang and Wang 2023. The teacher is asked in every step, or once about every image (see `distilling.answers`). No label is needed, but those
-there are reward a policy that is asked to. Of held-out images it is the losses alone, at levels spread evenly.
+RepFusion, Yang and Wang 2023. The teacher is asked in every step, or once about every image (see
+`distilling.answers`). No label is needed, but those there are reward a policy that is asked to. Of held-out images it
+is the losses alone, at levels spread evenly.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def _landmarker(model: Any, store: Store, rows: np.ndarray, objective: Landmarks
     errors = image_errors(torch.cat(found), truth, objective.normaliser)
     scores = landmark_scores(errors, objective.threshold)
     intervals = landmark_intervals(errors, objective.threshold, _groups(store, rows))
-    details: dict[str, Any] = {"normaliser": objective.normaliser, "threshold": objective.threshold, "errors": _plain(errors)}
+    details: dict[str, Any] = {"normaliser": objective.normaliser, "threshold": objective.threshold}
+    details["errors"] = _plain(errors)
     if store.all_attributes is not None:
         subsets = by_attribute(errors, store.all_attributes[rows], store.attribute_names, objective.threshold)
         details["subsets"] = subsets

@@ -17,7 +17,7 @@ from ...errors import UserError, first_line
 from ...settings.student import TransformersSettings
 from ...taps import Layer
 from .found import WHERE, network, options, quiet
-from .parts import Backbone, check_size
+from .parts import Backbone, check_size, own_norms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 MOST = 4  # maps that are read, unless settings say which
@@ -39,6 +39,7 @@ class Foreign(Backbone):
         with quiet():
             config = options(settings, shape[0])
             self.model, self.is_backbone = network(settings, config)
+        own_norms(self.model)
         self.named = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         self.channels = int(getattr(config, "num_channels", 3))
         if shape[0] not in (1, self.channels):

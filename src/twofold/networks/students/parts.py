@@ -31,6 +31,17 @@ class Norm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def own_norms(module: nn.Module) -> None:
+    """Every batch norm below a module of somebody else's becomes a `Norm` with the same weights and options."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats and child.momentum:
+            norm = Norm(child.num_features, NormSettings(norm_momentum=child.momentum, norm_eps=child.eps))
+            norm.load_state_dict(child.state_dict(), assign=True)
+            setattr(module, name, norm)
+        else:
+            own_norms(child)
+
+
 class ConvNorm(nn.Sequential):
     """Convolution (zero padding, so that sides become ceil(side / stride)), batch norm, and the activation, if any."""
 
