@@ -17,9 +17,9 @@ export PIP_NO_INPUT := 1
 demo: $(READY)
 	$(VENV)/bin/twofold demo $(ARGS)
 
-# One thread: the tests' tensors are small, and several threads only wait for each other.
+# One thread: the tests' tensors are small, and several threads only wait for each other; so files share the cores.
 test: $(READY)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check

@@ -1,8 +1,8 @@
 """What is a student worth that a diffusion model taught, against the same student without a teacher?
 
-    python benchmarks/distillation.py fashion --teacher runs/fashion --data FOLDER --work runs/distillation --seeds 0 1 2
-    python benchmarks/distillation.py camvid  --teacher runs/camvid  --data camvid:FOLDER  --work runs/distillation-camvid
-    python benchmarks/distillation.py faces   --teacher runs/faces   --data faces68:FOLDER --work runs/distillation-faces
+    python benchmarks/distillation.py fashion --teacher runs/fashion --data FOLDER --work runs/teach-fashion
+    python benchmarks/distillation.py camvid --teacher runs/camvid --data camvid:FOLDER --work runs/teach-camvid
+    python benchmarks/distillation.py faces --teacher runs/faces --data faces68:FOLDER --work runs/teach-faces
 
 Experiments of `twofold distill` with the presets classify-fashion-mini, segment-mini and landmarks-mini. A seed chooses
 the labelled images, the weights and the order of both students. For fashion, students are also taught at other

@@ -130,7 +130,7 @@ def test_what_looks_like_a_path_is_no_setting(verb: Callable[..., ModuleType]) -
     assert (seen[1].preset, seen[1].assignments) == ("a=b", [])
 
 
-ALL_VERBS = "demo, train, sample, evaluate, probe, predict, export, fewlabel, edit, data, runs, doctor, toy"
+ALL_VERBS = "demo, train, sample, evaluate, probe, predict, export, distill, fewlabel, edit, data, runs, doctor, toy"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,84 @@ def test_a_state_saved_after_the_last_log_row_counts(tmp_path: Path) -> None:
     assert runs.Record.read(path).n_images == 300
 
 
+def experiment(path: Path, settings: dict[str, Any], result: dict[str, Any] | None, parts: dict[str, str]) -> Path:
+    """A folder as `twofold distill` and `twofold fewlabel` leave it."""
+    path.mkdir(parents=True)
+    (path / "settings.yaml").write_text(json.dumps({"data": {"source": "digits"}, **settings}))
+    if result is not None:
+        (path / "result.json").write_text(json.dumps(result))
+    if parts:
+        (path / "parts.json").write_text(json.dumps(parts))
+    return path
+
+
+def taught(*arms: tuple[str, dict[str, float | None]]) -> dict[str, Any]:
+    rows = {
+        name: {"metrics": {kind: {"value": value, "interval": None, "n": 9} for kind, value in metrics.items()}}
+        for name, metrics in arms
+    }
+    parts = [{"name": "backbone", "folder": "parts/backbone-1"}, {"name": "run", "folder": "shared/run-2"}]
+    return {"arms": rows, "parts": parts, "data": {"name": "digits"}, "command": "twofold distill x"}
+
+
+DISTILL: dict[str, Any] = {"finetune": {"train": {"n_images": 10}}, "backbone": {"kind": "resnet"}}
+FEWLABEL: dict[str, Any] = {"final": {"learner": {"kind": "network"}}}
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> Path:
+    """Two of distillation, a few-label one that is at work, and one that was just begun."""
+    both = taught(("taught", {"nme": 0.05, "auc": 0.5}), ("scratch", {"nme": 0.0625, "auc": None}))
+    experiment(tmp_path / "distill-landmarks-mini-0123abcd", DISTILL, both, {"backbone": "backbone-1"})
+    (tmp_path / "distill-landmarks-mini-0123abcd/parts/backbone-1").mkdir(parents=True)
+    experiment(tmp_path / "mine", DISTILL, taught(("scratch", {"miou": 0.5})), {})
+    stages = {"stage 1": {"value": 0.5}, "stage 3": {"value": 0.75}, "self-training": {"value": None}}
+    experiment(tmp_path / "few", FEWLABEL, {"accuracy": stages}, {"denoiser": "denoiser-1", "pseudo": "pseudo-2"})
+    experiment(tmp_path / "begun", FEWLABEL, None, {"denoiser": "denoiser-1"})
+    for age, name in enumerate(("distill-landmarks-mini-0123abcd", "mine", "few", "begun")):
+        for file in (file for file in (tmp_path / name).iterdir() if file.is_file()):
+            os.utime(file, (1e9 - age, 1e9 - age))
+    return tmp_path
+
+
+def test_experiments_are_listed_with_their_kind_and_what_came_of_them(
+    experiments: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(experiments / "few/parts/denoiser-1", RESULT)  # a part is no run of this folder
+    assert main(["runs", str(experiments)]) == 0
+    rows = columns(capsys.readouterr().out)
+    assert rows[0] == ["run", "preset", "status", "images", "accuracy", "miou", "nme", "age"]
+    assert [r[:-1] for r in rows[1:]] == [
+        ["distill-landmarks-mini-0123abcd", "distill-landmarks-mini", "finished", "2 parts", "-", "-", "0.05"],
+        ["mine", "distill", "finished", "2 parts", "-", "0.5", "-"],
+        ["few", "fewlabel", "finished", "2 parts", "0.75", "-", "-"],
+        ["begun", "fewlabel", "interrupted", "1 part", "-", "-", "-"],
+    ]
+
+
+def test_one_experiment_says_what_every_student_came_to_and_where_its_parts_are(
+    experiments: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = experiments / "distill-landmarks-mini-0123abcd"
+    assert main(["runs", str(folder)]) == 0
+    facts = dict(columns(capsys.readouterr().out))
+    assert facts["experiment"] == "distill" and "images" not in facts
+    assert [facts[name] for name in ("nme", "nme, taught", "nme, scratch", "auc, taught")] == [
+        "0.05", "0.05", "0.0625", "0.5",
+    ]  # fmt: skip
+    assert "auc, scratch" not in facts
+    assert facts["part backbone"] == str(folder / "parts/backbone-1")
+    assert facts["part run"] == "shared/run-2"  # of a folder that several experiments share
+
+
+def test_comparing_experiments(experiments: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(experiments / "few"), str(experiments / "begun")]) == 0
+    rows = columns(capsys.readouterr().out)
+    assert rows[0] == ["settings", "the same", "the same"]
+    assert ["images", "2 parts", "1 part"] in rows
+    assert ["accuracy, stage 1", "0.5", "-"] in rows and ["accuracy", "0.75", "-"] in rows
+
+
 def test_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["runs"]) == 0

@@ -89,7 +89,7 @@ def test_single_coordinates_may_be_absent() -> None:
 
 
 def test_settings_of_what_is_not_there(put_table: PutTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_table("x.parquet", image=CELLS, seg=image_cells(*MASKS), marks=[[1, 2, 3, 4, 5, 6]] * 4)
+    put_table("x.parquet", image=CELLS, seg=image_cells(*MASKS), marks=[[1, 2, 3, 3, 0, 1]] * 4)
 
     def refused(message: str, **values: Any) -> None:
         with pytest.raises(UserError, match=message):

@@ -200,7 +200,7 @@ def test_the_names_of_its_folders_are_no_labels() -> None:
 def test_beside_a_folder_nothing_is_read(put: Put) -> None:
     for i in range(4):
         put(f"x/images/{i}.png", pixels(i, 4, 4)), put(f"x/masks/{i}.png", pixels(i, 4, 4) % 2)
-        put(f"x/points/{i}.csv", b"1,2\n3,4\n"), put(f"y/images/{i}.png", pixels(50 + i, 4, 4))
+        put(f"x/points/{i}.csv", b"1,2\n3,3\n"), put(f"y/images/{i}.png", pixels(50 + i, 4, 4))
     put("x/metadata.csv", b"file_name,smiling\n" + b"".join(f"images/{i}.png,1\n".encode() for i in range(4)))
     put("y/masks/0.png", b"broken"), put("y/points/0.csv", b"broken"), put("y/metadata.csv", b"file_name,label\nq,1\n")
     store = store_of(attribute_columns=["smiling"])

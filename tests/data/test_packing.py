@@ -385,7 +385,7 @@ def test_what_belongs_to_an_image_is_packed_with_it(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(packing, "PART", rows)
     items = rich_items(10)
     facts = {"attributes": ["smiling", "young", "hat"], "mask_classes": ["x", "y", "z"], "points": 2, "flip_pairs": []}
-    store = packed(items, tmp_path / "x", facts)
+    store = packed(items, tmp_path / "x", facts, points_outside="keep")
     assert store.attribute_names == facts["attributes"] and store.point_names == ["0", "1"]
     assert store.mask_classes == ["x", "y", "z"] and store.flip_pairs == []
     for i, item in enumerate(items):
@@ -396,7 +396,7 @@ def test_what_belongs_to_an_image_is_packed_with_it(tmp_path: Path, monkeypatch:
     assert store.groups.tolist() == [0, 0, 0, 1, -1, 1, 2, 2, 2, -1]
     assert store.points.dtype == np.float32 and store.attributes.dtype == np.int8 and store.masks.dtype == np.uint8
     monkeypatch.setattr(packing, "PART", 3)
-    assert contents(packed(items, tmp_path / "y", facts).folder) == contents(store.folder)
+    assert contents(packed(items, tmp_path / "y", facts, points_outside="keep").folder) == contents(store.folder)
 
 
 def test_the_hash_covers_what_belongs_to_the_images(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ NEEDED = {  # package: importable name; the dependencies of pyproject.toml
 
 EXTRAS = {  # importable name: (what for, extra that brings it)
     "tensorboard": ("TensorBoard event files, train.tensorboard=true", "tensorboard"),
+    "onnxruntime": ("twofold export to=onnx", "onnx"),
     "pytest": ("tests and development tools", "dev"),
 }
 

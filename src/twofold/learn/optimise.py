@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..settings.train import LoopSettings
 
-
 POLY_POWER, POLY_LEAST = 0.9, 1e-4
 
 

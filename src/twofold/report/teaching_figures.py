@@ -24,8 +24,9 @@ def students_figure(arms: Mapping[str, Any], measure: str) -> bytes | None:
         for name, arm in in_order(arms)
         if (here := found(arm, measure)) is not None
     ]
-    better = ": less is better" if measure in LESS else ""
-    return interval_bars(rows, f"{MEASURES.get(measure, measure)} (%){better}") if rows else None
+    better = ", less is better" if measure in LESS else ""
+    name = "NME" if measure == "nme" else MEASURES.get(measure, measure)
+    return interval_bars(rows, f"{name} (%){better}") if rows else None
 
 
 def imitation_figure(losses: Sequence[Mapping[str, Any]]) -> bytes | None:

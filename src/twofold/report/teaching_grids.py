@@ -12,7 +12,7 @@ from .teaching_words import EQUAL, SCRATCH, TAUGHT, in_order, title_of
 
 COLUMNS, SHOWN = {"masks": 6, "points": 4}, {"masks": 12, "points": 8}  # images beside each other, and of them in all
 BESIDE = {TAUGHT: "taught", SCRATCH: "scratch", EQUAL: "equal"}  # words at the left of a row have little room
-MOST_SIDE, LEAST_SIDE = 240, 128  # pixels of a tile: larger images are reduced, points are drawn on enlarged ones
+MOST_SIDE, LEAST_SIDE = 240, 200  # pixels of a tile: larger images are reduced, points are drawn on enlarged ones
 CARD = 144  # pixels that a single image aims at
 TRUE, SAID = (57, 211, 240), (255, 140, 26)  # of points
 DARK = (16, 16, 16)
@@ -126,10 +126,9 @@ def _marked(tile: np.ndarray, truth: np.ndarray, said: np.ndarray) -> np.ndarray
         if not np.isnan([true, one]).any():
             pen.line([*true, *one], fill=SAID, width=1)
     for true in places[0][~np.isnan(places[0]).any(1)]:
-        pen.ellipse(_box(true, radius + 1), outline=DARK)
         pen.ellipse(_box(true, radius), outline=TRUE, width=max(1, round(radius / 3)))
     for one in places[1][~np.isnan(places[1]).any(1)]:
-        pen.ellipse(_box(one, 0.6 * radius), fill=SAID, outline=DARK)
+        pen.ellipse(_box(one, 0.6 * radius), fill=SAID, outline=DARK if radius > 4 else None)
     return np.asarray(canvas)
 
 

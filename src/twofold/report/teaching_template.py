@@ -21,6 +21,7 @@ EXTRA_CSS = """
 .cards img { display: block; width: 9rem; max-width: 100%; height: auto; image-rendering: pixelated; }
 .cards p { margin: .15rem 0; font-size: .9375rem; }
 .cards .wrong { color: var(--bad); }
+td.number .wraps { white-space: normal; max-width: 14rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; margin: .5rem 0;
   font-size: .9375rem; }
 .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid var(--line);

@@ -241,7 +241,7 @@ def pretraining_words(result: Mapping[str, Any]) -> tuple[list[str], dict[str, s
             teacher["input"], str(teacher["input"])
         )
     pairs = list(zip(teacher.get("student_layers") or (), teacher.get("layers") or (), strict=False))
-    facts |= {"layers": ", ".join(f"{own} imitates its {their}" for own, their in pairs)} if pairs else {}
+    facts |= {"layers": ", ".join(f"{own} imitates {their}" for own, their in pairs)} if pairs else {}
     facts |= {"computing": flops_text(made["flops"])} if made.get("flops") else {}
     facts |= {"time": time_text(made["seconds"])} if made.get("seconds") is not None else {}
     facts |= {"run": str(made["run"])} if made.get("run") else {}

@@ -88,6 +88,8 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _json(field: FieldInfo, value: Any) -> Any:
+    if isinstance(value, tuple | list) and any(isinstance(one, BaseModel) for one in value):
+        return [_json(field, one) for one in value]
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else plain(value)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...settings.student import WideSettings
 from ...taps import Layer
-from .parts import Backbone, Norm, check_size, initialise
+from .parts import Backbone, Norm, Pointwise, check_size, initialise
 
 
 class WideBlock(nn.Module):
@@ -27,7 +27,7 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
         self.norm2 = Norm(channels, settings)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut = nn.Identity() if before == channels else nn.Conv2d(before, channels, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if before == channels else Pointwise(before, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.norm1(x), self.slope)
