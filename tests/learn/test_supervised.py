@@ -230,3 +230,19 @@ def test_settings_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         resolve(TrainSettings, [("test", base), ("change", change)])
     assert "\n" not in str(error.value)
+
+
+def test_labelled_images_alone(tmp_path: Path) -> None:
+    """labelled_only: every batch is of images with a label, and the seed's order is that of a store of these alone."""
+    from twofold.data import open_store
+    from twofold.learn.batches import training_batches
+
+    words = {"data": {"source": "digits", "labels_per_class": 3}, "network": {"kind": "convnet", "channels": 8}}
+    for only in (False, True):
+        objective = {"kind": "supervised", "labelled_only": only}
+        settings, _ = resolve(TrainSettings, [("t", {**words, "objective": objective})])
+        store = open_store(settings.data)
+        label = training_batches(settings, store, 5, False, 0).make(0, 60).label
+        assert int((label >= 0).sum()) == 60 if only else int((label >= 0).sum()) < 20
+        if only:
+            assert torch.bincount(label, minlength=10).tolist() == [6] * 10  # two rounds of thirty

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from twofold.measure.answers import share_interval
 from twofold.report.confusions import confusion_figure
 from twofold.report.fewlabel import draw, render, summary, write_page
 from twofold.report.fewlabel_figures import MOST_ROWS, class_grid, confidence_figure, stages_figure
+
+from .common import Tags, words
 
 CLASSES = ["ant", "bee", "cat"]
 CONFUSION = [[40, 2, 0], [0, 35, 7], [1, 0, 44]]
@@ -62,37 +62,6 @@ def images(n: int = 4, classes: int = 3, channels: int = 1) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (classes, n, channels, 6, 5), np.uint8)
     titles = [f"ant {k}0 %" for k in range(n)]
     return {"samples": pixels, "most": pixels[0], "least": pixels[1], "most_titles": titles, "least_titles": titles}
-
-
-class Tags(HTMLParser):
-    """Checks that what is opened is closed, and collects anchors, links and sources."""
-
-    EMPTY = ("meta", "img", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids, self.links, self.sources = set[str](), set[str](), list[str]()
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.ids |= {values.get("id") or ""}
-        if tag == "a":
-            self.links.add((values["href"] or "").removeprefix("#"))
-        if tag == "img":
-            self.sources.append(values["src"] or "")
-            assert values["alt"]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def words(page: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S))
 
 
 def test_the_page_says_what_is_known(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from twofold.report.teaching_figures import (
 )
 from twofold.report.teaching_grids import SAID, TRUE, cards, legend, mask_grid, point_grid
 from twofold.report.teaching_words import flops_text, next_steps, summary, time_text, verdict
+
+from .common import Tags, words
 
 CLASSES = ["ant", "bee", "cat"]
 NAMES = ("taught", "scratch", "equal compute")
@@ -141,37 +142,6 @@ def pictures(task: str = "classify", names: tuple[str, ...] = NAMES, n: int = 12
     points = random.uniform(0, size - 1, (n, 5, 2))
     answers = {name: points + 0.5 for name in names}
     return shown | {"kind": "points", "truth": points, "answers": answers}
-
-
-class Tags(HTMLParser):
-    """Checks that what is opened is closed, and collects anchors, links and sources."""
-
-    EMPTY = ("meta", "img", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids, self.links, self.sources = set[str](), set[str](), list[str]()
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.ids |= {values.get("id") or ""}
-        if tag == "a":
-            self.links.add((values["href"] or "").removeprefix("#"))
-        if tag == "img":
-            self.sources.append(values["src"] or "")
-            assert values["alt"]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def words(page: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S))
 
 
 def text_of(found: dict[str, Any], shown: dict[str, Any] | None = None) -> str:

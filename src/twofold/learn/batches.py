@@ -125,6 +125,14 @@ def asks_confidence(settings: TrainSettings) -> bool:
     return rule != "ignore" and bool(settings.network.classes)
 
 
+def trained_rows(settings: TrainSettings, store: Store) -> np.ndarray:
+    """Rows of the images that batches are of: of the training part all, or with `labelled_only` those with a label."""
+    rows = store.indices("train")
+    if not getattr(settings.objective, "labelled_only", False):
+        return rows
+    return labelled_rows(store, rows, asks_attributes(settings, store))
+
+
 def labelled_note(settings: TrainSettings, store: Store, rows: np.ndarray) -> str:
     """` (35 labelled)` where labels are learned and not all of these rows have one; or that none is ever dropped.
 
@@ -326,7 +334,7 @@ def training_batches(
     besides, real_share = (getattr(settings.objective, name, None) for name in ("labelled_batch", "real_share"))
     return Batches(
         store,
-        store.indices("train"),
+        trained_rows(settings, store),
         settings.train.seed,
         uniforms,
         noise,

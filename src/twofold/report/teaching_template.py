@@ -26,6 +26,7 @@ td.number .wraps { white-space: normal; max-width: 14rem; }
   font-size: .9375rem; }
 .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid var(--line);
   vertical-align: -.1em; }
+@media (max-width: 44rem) { td.number { column-gap: .75rem; } }
 """
 
 BODY = """\

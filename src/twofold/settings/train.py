@@ -55,6 +55,10 @@ class Supervised(Settings):
     multi_label: bool = Field(
         False, description="each class is a yes-or-no question: an image may be of several, or of none"
     )
+    labelled_only: bool = Field(
+        False,
+        description="batches are of labelled images alone; false: unlabelled ones are among them, and count in nothing",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     shift: int = Field(0, ge=0, description="random shifts in pixels, up to this many in each direction")
     pad: Literal["edge", "black"] = Field("edge", description="what comes in at the side of a shifted image")

@@ -52,7 +52,7 @@ def task(
     part = settings.finetune
     objective: Any = part.objective
     if objective.kind == "kd" and not taught:
-        objective = Supervised(**{name: getattr(objective, name) for name in Supervised.model_fields if name in SHARED})
+        objective = Supervised(labelled_only=True, **{name: getattr(objective, name) for name in SHARED})
     network = StudentSettings(backbone=backbone, head=part.head)
     found = _made(settings, part, objective, network, settings.data, "finetune", lr, n_images)
     return found if start is None else found.model_copy(update={"init_from": start})
