@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.learn.common import tiny
 
+from tests.learn.common import tiny
 from twofold.data import open_store
 from twofold.learn import train
 from twofold.report.build import asked_for, report_run

@@ -75,11 +75,14 @@ def predict_places(
 
 
 def check_folder(out: Path) -> None:
-    """Raises `UserError` where masks cannot go."""
+    """Raises `UserError` where masks cannot go: to a table, a file, or among files that earlier masks are not."""
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if out.suffix in (".csv", ".parquet") or not there.is_dir():
         what = f"{there} is a file" if not there.is_dir() else "names a table"
         raise UserError(f"--out {out}", f"{what}, and masks are written to a folder", "name a folder")
+    if there == out and not (out / TABLE).is_file() and any(out.iterdir()):
+        what = f"holds other files and no {TABLE}; masks are named like the images, and could replace them"
+        raise UserError(f"--out {out}", what, "name a new folder")
 
 
 class Masks:
@@ -133,9 +136,12 @@ class Masks:
 
     def _name(self, id: str) -> str:
         """The image's own name with the ending .png, in its own sub-folder; other characters than usual ones as _."""
+        from ..data.walking import IMAGE_SUFFIXES
+
         parts = [re.sub(r"[^\w.+-]+", "_", part) for part in PurePosixPath(id).parts if part not in ("/", "..")]
         stem = PurePosixPath(*parts)
-        usual = [f"{stem.with_suffix('')}.png", f"{stem}.png"]
+        bare = [f"{stem.with_suffix('')}.png"] if stem.suffix.lower() in IMAGE_SUFFIXES else []
+        usual = [*bare, f"{stem}.png"]
         numbered = (f"{stem}.{k}.png" for k in count(2))
         name = next(name for name in chain(usual, numbered) if name.lower() not in self.taken)
         self.taken.add(name.lower())

@@ -14,7 +14,6 @@ from .yardstick import by
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from ..data import Store
 
@@ -35,12 +34,13 @@ def judge_places(model: Any, store: Store, path: Path, settings: EvaluateSetting
         raise UserError(where, what, "set data.size and data.channels")
     masks = isinstance(model, NetworkSegmenter)
     check_truth(model, store, masks, where)
+    if not masks:
+        normaliser, threshold = measured_by(path, model, settings)
     split, rows = rows_of(store, settings)
-    groups = None if store.groups is None else store.groups[rows]
     found = (
-        right_masks(model, store, rows, groups, quiet)
+        right_masks(model, store, rows, quiet)
         if masks
-        else right_points(model, store, rows, groups, *measured_by(path, model, settings), quiet)
+        else right_points(model, store, rows, normaliser, threshold, quiet)
     )
     return found | {
         "images": {split: found["images"]},
@@ -66,95 +66,71 @@ def check_truth(model: Any, store: Store, masks: bool, where: str) -> None:
         raise UserError(where, what, "give data of the same points")
 
 
-def right_masks(model: Any, store: Store, rows: np.ndarray, groups: np.ndarray | None, quiet: bool) -> dict[str, Any]:
+def right_masks(model: Any, store: Store, rows: np.ndarray, quiet: bool) -> dict[str, Any]:
     """mIoU, mAcc and aAcc with their intervals, and the figures of every class."""
-    import torch
+    from ..measure.segmentation import class_accuracy, class_iou
+    from ..recognize.held_out import mask_figures
 
-    from ..measure.segmentation import (
-        class_accuracy,
-        class_iou,
-        confusions,
-        segmentation_intervals,
-        segmentation_scores,
-    )
-
-    names = list(model.class_names)
-    parts = []
-    for part, images in batches(model, store, rows, quiet):
-        truth = torch.from_numpy(store.masks[part])  # type: ignore[index]
-        parts.append(confusions(model.masks(images).cpu(), truth, len(names)))
-    every = torch.cat(parts)
-    known = every.sum((1, 2)) > 0
-    if not bool(known.any()):
+    found = mask_figures(model, store, parts(model, store, rows, quiet))
+    if not found.images:
         raise UserError(f"data={store.settings.source}", "no pixel of these masks has a class", "mIoU needs some")
-    whole = every.sum(0)
-    scores, intervals = segmentation_scores(whole), segmentation_intervals(every, groups)
+    whole = found.confusion
     iou, accuracy, share = class_iou(whole), class_accuracy(whole), whole.sum(1) / whole.sum()
     table = {
         name: {"iou": plain(iou[k]), "accuracy": plain(accuracy[k]), "share": plain(share[k])}
-        for k, name in enumerate(names)
+        for k, name in enumerate(model.class_names)
     }
-    return {"kind": "masks", "metrics": rows_told(scores, intervals), "per_class": table, "images": int(known.sum())}
+    metrics = rows_told(found.scores, found.intervals)
+    return {"kind": "masks", "metrics": metrics, "per_class": table, "images": found.images}
 
 
 def right_points(
-    model: Any,
-    store: Store,
-    rows: np.ndarray,
-    groups: np.ndarray | None,
-    normaliser: Any,
-    threshold: float,
-    quiet: bool,
+    model: Any, store: Store, rows: np.ndarray, normaliser: Any, threshold: float, quiet: bool
 ) -> dict[str, Any]:
     """NME, failure rate and AUC with their intervals, the curve of cumulated errors, and the same of each attribute."""
     import numpy as np
 
-    from ..measure.landmarks import by_attribute, check_normaliser, image_errors, landmark_intervals, landmark_scores
+    from ..recognize.held_out import point_figures
 
-    check_normaliser(normaliser, len(model.class_names))
-    truth = np.asarray(store.points[rows], np.float64)  # type: ignore[index]
-    parts = [model.points(images)[0].cpu().numpy() for _, images in batches(model, store, rows, quiet)]
-    errors = image_errors(np.concatenate(parts), truth, normaliser)
-    scores = landmark_scores(errors, threshold)
-    if not scores["images"]:
+    told = point_figures(model, store, parts(model, store, rows, quiet), normaliser, threshold)
+    if not told.images:
         what = "no image has both visible points and a normaliser that is not 0"
         raise UserError(f"data={store.settings.source}", what, f"normaliser={normaliser} was asked for")
-    intervals = landmark_intervals(errors, threshold, groups)
     at = threshold * np.arange(CURVE + 1) / CURVE
-    known = errors[~np.isnan(errors)]
+    known = told.errors[~np.isnan(told.errors)]
     found = {
         "kind": "points",
-        "metrics": rows_told({name: scores[name] for name in intervals}, intervals),
+        "metrics": rows_told(told.scores, told.intervals),
         "normaliser": list(normaliser) if isinstance(normaliser, tuple) else normaliser,
         "threshold": threshold,
         "curve": [{"error": float(e), "share": float((known <= e).mean())} for e in at],
-        "images": int(scores["images"]),
+        "images": told.images,
     }
-    if store.attributes is not None:
-        found["subsets"] = by_attribute(errors, store.attributes[rows], store.attribute_names, threshold)
-    return found
+    return found if told.subsets is None else found | {"subsets": told.subsets}
 
 
 def measured_by(path: Path, model: Any, settings: EvaluateSettings) -> tuple[Any, float]:
-    """(normaliser, threshold): those asked for, else those that the run was trained with, else the usual ones."""
-    from ..measure.landmarks import THRESHOLD, usual_normaliser
+    """(normaliser, threshold): those asked for, else those that the run was trained with, else the usual ones.
+
+    Raises `UserError` for a normaliser that these points do not have.
+    """
+    from ..measure.landmarks import THRESHOLD, check_normaliser, usual_normaliser
     from ..run import Run
 
     trained = Run.open(path).settings().objective if (path / "settings.yaml").is_file() else None
     normaliser = settings.normaliser or getattr(trained, "normaliser", None) or usual_normaliser(len(model.class_names))
+    check_normaliser(normaliser, len(model.class_names))
     return normaliser, settings.threshold or getattr(trained, "threshold", None) or THRESHOLD
 
 
-def batches(model: Any, store: Store, rows: np.ndarray, quiet: bool) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(rows, their images) of parts small enough to be asked about together."""
-    import torch
-
+def parts(model: Any, store: Store, rows: np.ndarray, quiet: bool) -> Iterator[np.ndarray]:
+    """The rows, in parts small enough to be asked about together."""
     _, height, width = store.shape
     size = max(1, BATCH // (len(model.class_names) * height * width))
-    with Progress("asking about held-out images", quiet) as progress, torch.no_grad():
+    with Progress("asking about held-out images", quiet) as progress:
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            yield part, store.batch(part)
+            yield part
             progress(start + len(part), len(rows))
 
 

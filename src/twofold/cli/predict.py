@@ -16,13 +16,13 @@ from .located import locates, predict_places
 from .probe import home_of, prepare
 from .show import Progress, say
 from .tablefile import TableFile, check_ending
+from .tally import Tally
 from .told import told_as
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..data.stream import Streamed
     from ..denoiser import Denoiser
     from ..settings.data import DataSettings
 
@@ -312,47 +312,3 @@ def data_of(
 def default_path(source: str, images: str, settings: PredictSettings) -> Path:
     name = Path(images.rstrip("/")).stem or "images"
     return home_of(source) / "predictions" / f"{name}-{settings_hash(settings)[:8]}.csv"
-
-
-class Tally:
-    """Compares answers with the labels that the images have, if they have any."""
-
-    def __init__(self, classes: list[str], given: list[str], settings: PredictSettings) -> None:
-        self.classes, self.names, self.good = classes, given, settings.good
-        if self.good is not None and self.good not in given:
-            known = ", ".join(given) or "none: they have no labels"
-            raise UserError(f"good={self.good}", "IMAGES have no such class", f"they have {known}")
-        self.right, self.labelled = 0, 0
-        self.scores: list[float] = []
-        self.bad: list[bool] = []
-
-    def given(self, part: Streamed) -> Columns:
-        """The images' own labels as a column, where there are any."""
-        return {"given": [self.names[k] if k >= 0 else "" for k in part.labels]} if self.names else {}
-
-    def add(self, part: Streamed, columns: Columns) -> None:
-        for i, label in enumerate(part.labels):
-            if label < 0:
-                continue
-            if "label" in columns and self.names[label] in self.classes:
-                self.labelled += 1
-                self.right += columns["label"][i] == self.names[label]
-            if "anomaly" in columns and self.good is not None:
-                self.scores.append(columns["anomaly"][i])
-                self.bad.append(self.names[label] != self.good)
-
-    def text(self) -> str:
-        import numpy as np
-
-        from ..measure.answers import auroc, share_interval
-
-        if self.labelled:
-            share = self.right / self.labelled
-            low, high = share_interval(share, self.labelled)
-            return (
-                f"\n{100 * share:.1f} % of the {self.labelled:,} labelled ones are named rightly "
-                f"({100 * low:.1f} to {100 * high:.1f})"
-            )
-        if self.good is not None and 0 < sum(self.bad) < len(self.bad):
-            return f"\nAUROC of the anomaly score: {auroc(np.array(self.scores), np.array(self.bad)):.3f}"
-        return ""

@@ -244,17 +244,22 @@ class Latents:
             raise UserError(where, f"these {shelf.what} are not there", "the same command makes them again")
         self._maps = [np.asarray(np.load(shelf.file(i), mmap_mode="r")) for i in range(shelf.shards)]
 
-    def __call__(self, rows: np.ndarray, mirrored: np.ndarray | None = None) -> Tensor:
-        """rows: of the store, any of the shelf's. mirrored: (B,) bool, whose mirror image is wanted."""
+    def __call__(
+        self, rows: np.ndarray, mirrored: np.ndarray | None = None, channel: np.ndarray | None = None
+    ) -> Tensor:
+        """rows: of the store, any of the shelf's. mirrored: (B,) bool, whose mirror image is wanted. channel: (B,) the
+        only one that is read of each; the answer is (B, h, w) then.
+        """
         place = np.searchsorted(self.shelf.rows, rows)
         if (self.shelf.rows[np.minimum(place, len(self.shelf.rows) - 1)] != rows).any():
             raise IndexError("a row that is not on this shelf")
         view = np.zeros(len(rows), np.int64) if mirrored is None else np.asarray(mirrored).astype(np.int64)
-        out = np.empty((len(rows), *self.shelf.shape), np.float16)
+        out = np.empty((len(rows), *self.shelf.shape[channel is not None :]), np.float16)
         shard, within = np.divmod(place, self.shelf.shard_rows)
         for i in np.unique(shard):
             here = shard == i
-            out[here] = self._maps[i][within[here], view[here]]
+            at = (within[here], view[here]) if channel is None else (within[here], view[here], channel[here])
+            out[here] = self._maps[i][at]
         return torch.from_numpy(out)
 
 

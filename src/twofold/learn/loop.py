@@ -277,7 +277,7 @@ class Trainer:
         """Images of the whole global batch that count in its mean: every rank can tell without asking. The objective is
         told of their labels, too.
         """
-        if not self.objective.classifies:
+        if not (self.objective.classifies or self.objective.heeds_labels):
             self.objective.begin(start, torch.empty(0, dtype=torch.int64))
             return self.loop.batch_size
         label = self.batches.labels_at(start, start + self.loop.batch_size)

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from .base import Settings
 
+LABELLED = ("task", "least_squares", "student")  # rewards of a policy that labels give
 Bins = PositiveInt | Literal["table"]
 LOW = "lowest level, in units of x0; null = the teacher's lowest"
 HIGH = "highest level; null = the teacher's highest"
@@ -70,7 +71,9 @@ class MultiSelection(Settings):
     bounds: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.02, 0.2, 2.0), min_length=2, description="where bands begin and end, rising: one more than layer pairs"
     )
-    bins: Literal["table"] | None = Field(None, description="levels within a band: of the teacher's table, null = any")
+    bins: Bins | None = Field(
+        None, description="so many levels evenly spaced in ln sigma from end to end, table = the teacher's, null = any"
+    )
 
     @model_validator(mode="after")
     def _rise(self) -> MultiSelection:

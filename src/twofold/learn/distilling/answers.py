@@ -68,7 +68,7 @@ class Asking:
 
 
 class Answers:
-    """What was kept: `answers(rows, mirrored, bin)` gives the maps of those images at one of the levels each."""
+    """What was kept: `at` one level of each image, or all of them."""
 
     def __init__(self, asking: Asking, kept: Latents) -> None:
         self.asking, self.kept = asking, kept
@@ -76,6 +76,11 @@ class Answers:
     def __call__(self, rows: Tensor, mirrored: np.ndarray | None) -> Tensor:
         """(B, bins, numbers) float32 of store rows (B,), on the CPU. mirrored: (B,) bool, None for none."""
         return self.kept(rows.cpu().numpy(), mirrored)[:, :, 0].float()
+
+    def at(self, rows: Tensor, mirrored: np.ndarray | None, bin: Tensor, device: torch.device) -> list[Tensor]:
+        """The maps of those images at one bin (B,) of each; of the others nothing is read."""
+        numbers = self.kept(rows.cpu().numpy(), mirrored, bin.cpu().numpy())
+        return self.asking.unpacked(numbers[:, 0].to(device).float())
 
     def maps(self, numbers: Tensor, bin: Tensor) -> list[Tensor]:
         """Of (B, bins, numbers), the maps at one bin (B,) of each image."""

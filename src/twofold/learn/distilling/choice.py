@@ -66,8 +66,10 @@ class Selection(nn.Module):
         """(bins,) float64: how likely each level is, now, on average over images; None where there is no table."""
         return None if self.sigmas is None else torch.full_like(self.sigmas, 1 / len(self.sigmas))
 
-    def begin(self) -> None:
-        """Before every step: forgets what an attempt that failed has left."""
+    def begin(self, labelled: float | None = None) -> None:
+        """Before every step: forgets what an attempt that failed has left. labelled: images of the step, of all its
+        parts and processes, for each labelled one; None: none is, or nobody asks.
+        """
 
     def observe(self, count: int) -> None:
         """After a step was taken, of `count` images on this process; all processes call it."""

@@ -50,7 +50,8 @@ def make_selection(
     if isinstance(settings, MultiSelection):
         _within(sigma_range, bounds=settings.bounds[0])
         _within(sigma_range, bounds=settings.bounds[-1])
-        return Multi(settings, None if settings.bins is None else _levels(settings.bins, table, *sigma_range))
+        ends = settings.bounds[0], settings.bounds[-1]
+        return Multi(settings, None if settings.bins is None else _levels(settings.bins, table, *ends))
     low, high = _ends(settings, sigma_range)
     sigmas = None if settings.bins is None else _levels(settings.bins, table, low, high)
     if isinstance(settings, UniformSelection):

@@ -104,7 +104,7 @@ class Multi(Selection):
         if (self.levels == 0).any():
             band = int((self.levels == 0).nonzero()[0, 0])
             where = f"objective.sigma.bounds={list(settings.bounds)}"
-            what = f"no level of the teacher's table is between {settings.bounds[band]:g} and "
+            what = f"no level of sigma.bins={settings.bins} is between {settings.bounds[band]:g} and "
             raise UserError(
                 where, what + f"{settings.bounds[band + 1]:g}", "widen it, or set objective.sigma.bins=null"
             )

@@ -27,6 +27,7 @@ class Objective(nn.Module):
 
     network: what is trained. denoiser: the model that can be sampled, None where this objective gives none.
     classifies: whether it names what is in images, so that labels count and there is an accuracy.
+    heeds_labels: whether `begin` is told labels though it does not.
     needs_noise: whether a batch carries noise. uniforms: uniform numbers that an image of a batch carries. further: how
     many of them, the last ones, are drawn after its noise, so that what comes before is as it would be without them.
     learns_levels: whether what is done with later batches (at which noise levels, which answers count) depends on
@@ -39,6 +40,7 @@ class Objective(nn.Module):
 
     network: nn.Module
     classifies: bool
+    heeds_labels: bool = False
     needs_noise: bool
     uniforms: int
     further: int = 0
@@ -66,8 +68,8 @@ class Objective(nn.Module):
         yield from ()
 
     def begin(self, start: int, label: Tensor) -> None:
-        """Called before every step: its position, and, where it `classifies`, the labels that a classifier is told in
-        the whole global batch (`Batches.labels_at`), else none; the same on every rank.
+        """Called before every step: its position, and, where it `classifies` or `heeds_labels`, the labels that a
+        classifier is told in the whole global batch (`Batches.labels_at`), else none; the same on every rank.
         """
 
     def counted(self, label: Tensor) -> int:

@@ -19,8 +19,10 @@ from torch import Tensor, distributed, nn
 from ...data import Store, spread
 from ...data.warp import WARP_DRAWS, warp
 from ...errors import UserError
+from ...networks.students.parts import with_all
 from ...recognize.backbone import Backbone
 from ...settings.distilling import Distill
+from ...settings.selection import LABELLED
 from ..batches import U_AUGMENT, U_FLIP, U_SIGMA, Batch
 from ..distilling.answers import Answers, Asking, ask
 from ..distilling.losses import Losses
@@ -28,8 +30,6 @@ from ..distilling.scale import Scale
 from ..distilling.selection import make_selection
 from ..distilling.teacher import Teacher
 from .base import Apart, Objective
-
-LEARNED = ("task", "least_squares", "student")  # rewards that need labels
 
 
 class DistillObjective(Objective):
@@ -61,6 +61,7 @@ class DistillObjective(Objective):
         if selection.policy is not None and not getattr(settings.sigma, "shared", True):
             self.apart = {"selection": Apart(settings.sigma.optimizer, settings.sigma.lr)}  # type: ignore[union-attr]
         self.learns_levels = selection.policy is not None
+        self.heeds_labels = getattr(settings.sigma, "reward", None) in LABELLED
         self._u_student = U_AUGMENT + WARP_DRAWS
         self._u_pick = self._u_student + WARP_DRAWS
         self.uniforms = self._u_pick + selection.uniforms
@@ -69,6 +70,7 @@ class DistillObjective(Objective):
         self._answers: Answers | None = None
         self._mirrors = False
         self._seen = 0.0
+        self.to(next(model.network.parameters()).device)
 
     @property
     def teacher(self) -> Teacher:
@@ -85,7 +87,7 @@ class DistillObjective(Objective):
         """Moves the teacher, finds the scale of its channels, asks it where answers are kept. Yields what to tell."""
         self.teacher.to(device, self.model.autocast)
         rows, s = store.indices("train"), self.settings
-        if getattr(s.sigma, "reward", None) in LEARNED and not bool((store.labels[rows] >= 0).any()):
+        if self.heeds_labels and not bool((store.labels[rows] >= 0).any()):
             what = f"rewards a policy by labels (reward={s.sigma.reward}), and no training image has one"  # type: ignore[union-attr]
             raise UserError("objective.sigma", what, "use reward=infonce, or label some images")
         if self.scale is not None:
@@ -111,14 +113,18 @@ class DistillObjective(Objective):
             u = torch.rand((len(part), self.selection.uniforms), generator=generator, dtype=torch.float64)
             with torch.no_grad():
                 choice = self.selection.to(device).pick(x0, u, 0.0)
-            self.scale.add(self.teacher.maps(x0, choice.sigma, noise))
+            maps = self.teacher.maps(x0, choice.sigma, noise)
+            if choice.pair is not None:  # each layer at the levels that it is read at
+                maps = [one[(choice.pair == i).to(device)] for i, one in enumerate(maps)]
+            self.scale.add(maps)
         self.scale.finish()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def begin(self, start: int, label: Tensor) -> None:
         self._seen = float(start)
-        self.selection.begin()
+        known = int((label >= 0).sum())
+        self.selection.begin(len(label) / known if known else None)
 
     def observe(self, start: int, losses: Tensor) -> None:
         """A learned selection takes in the rewards of the step."""
@@ -134,7 +140,7 @@ class DistillObjective(Objective):
     def forward(self, batch: Batch) -> Tensor:
         x0 = self.model.codec.encode(batch.images)
         if not self.training:
-            choice = self.selection.pick(x0, batch.uniforms[:, [U_SIGMA] * self.selection.uniforms], self._seen)
+            choice = self.selection.pick(x0, self._spread(batch.uniforms[:, U_SIGMA]), self._seen)
             return self._imitation(self._mine(x0), self._live(x0, choice, batch.noise), choice)
         if self.settings.warp.moves or self.settings.warp.colour:
             x0 = warp(x0, batch.uniforms[:, U_AUGMENT : self._u_student], self.settings.warp)[0]
@@ -148,17 +154,21 @@ class DistillObjective(Objective):
         learned: Tensor = self.selection.losses(choice, pooled, every, batch.label, self._seen, vector)
         return loss + learned
 
+    def _spread(self, u: Tensor) -> Tensor:
+        """(B, uniforms) even draws of levels: places u (B,) in order, within each layer pair's part likewise."""
+        return torch.stack([u, *[(u * len(self._places)) % 1] * (self.selection.uniforms - 1)], 1)
+
     def _mine(self, x0: Tensor) -> list[Tensor]:
         """The student's maps at its layers, and its last one behind them."""
         maps = self.model.maps(x0)
-        return [*(maps[place] for place in self._places), maps[-1]]
+        return [*(maps[place] for place in self._places), with_all(maps[-1], maps)]
 
     def _imitation(self, mine: list[Tensor], theirs: list[Tensor], choice: Any) -> Tensor:
         if self.scale is not None:
             theirs = self.scale(theirs)
         assert self.helpers is not None
         loss: Tensor = self.helpers["losses"](mine[:-1], theirs, choice.pair)
-        return loss + 0.0 * mine[-1].sum()  # a layer behind those that imitate has a gradient, if only of zeros
+        return with_all(loss, mine)
 
     def _live(self, x0: Tensor, choice: Any, noise: Tensor | None) -> list[Tensor]:
         return self.teacher.maps(x0, choice.sigma, noise)
@@ -169,10 +179,11 @@ class DistillObjective(Objective):
         if self._answers is not None:
             assert batch.rows is not None
             mirrored = (batch.uniforms[:, U_FLIP] < 0.5).numpy() if self._mirrors else None
-            numbers = self._answers(batch.rows, mirrored).to(x0.device)
-            bin = torch.zeros(len(x0), dtype=torch.int64) if choice.bin is None else choice.bin
-            theirs = self._answers.maps(numbers, bin.to(x0.device))
-            every = self._answers.pooled(numbers) if self.selection.needs_all else None
+            if self.selection.needs_all:
+                numbers = self._answers(batch.rows, mirrored).to(x0.device)
+                theirs, every = self._answers.maps(numbers, choice.bin.to(x0.device)), self._answers.pooled(numbers)
+            else:
+                theirs = self._answers.at(batch.rows, mirrored, choice.bin, x0.device)
         elif self.selection.needs_all:
             at_all = [self.teacher.maps(x0, s.expand(len(x0)), batch.noise) for s in self.selection.sigmas]
             every = torch.stack([_pooled(maps) for maps in at_all])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...data import Store, spread
 from ...measure.answers import share_interval
-from ...measure.landmarks import by_attribute, image_errors, landmark_intervals, landmark_scores
-from ...measure.segmentation import class_iou, confusions, segmentation_intervals, segmentation_scores
+from ...measure.segmentation import class_iou
+from ...recognize.held_out import mask_figures, point_figures
 from ...recognize.landmarker import NetworkLandmarker
 from ...recognize.segmenter import NetworkSegmenter
 from ...settings.tasks import Landmarks
@@ -59,37 +59,25 @@ def answers(model: Any, images: Tensor) -> Tensor:
 
 
 def _segmenter(model: NetworkSegmenter, store: Store, rows: np.ndarray, batch: int) -> dict[str, Any]:
-    assert store.masks is not None
-    classes, each = len(store.mask_classes), []
-    for at in _parts(rows, batch):
-        truth = torch.from_numpy(np.ascontiguousarray(store.masks[at]))
-        each.append(confusions(model.masks(store.batch(at)).cpu(), truth, classes))
-    if not each:
-        return {"metrics": {}, "details": {"classes": list(store.mask_classes)}}
-    every = torch.cat(each)
-    total = every.sum(0)
-    intervals = segmentation_intervals(every, _groups(store, rows))
-    return {
-        "metrics": _joined(segmentation_scores(total), intervals, len(rows)),
-        "details": {"classes": list(store.mask_classes), "iou": _plain(class_iou(total))},
-    }
+    found = mask_figures(model, store, _parts(rows, batch))
+    details: dict[str, Any] = {"classes": list(store.mask_classes)}
+    if len(rows):
+        details["iou"] = _plain(class_iou(found.confusion))
+    return {"metrics": _joined(found.scores, found.intervals, len(rows)), "details": details}
 
 
-def _landmarker(model: Any, store: Store, rows: np.ndarray, objective: Landmarks, batch: int) -> dict[str, Any]:
-    assert store.points is not None and objective.normaliser is not None
-    found = [model.points(images)[0].cpu() for images in _images(store, rows, batch)]
-    if not found:
+def _landmarker(
+    model: NetworkLandmarker, store: Store, rows: np.ndarray, objective: Landmarks, batch: int
+) -> dict[str, Any]:
+    assert objective.normaliser is not None
+    if not len(rows):
         return {"metrics": {}, "details": {}}
-    truth = torch.from_numpy(np.ascontiguousarray(store.points[rows]))
-    errors = image_errors(torch.cat(found), truth, objective.normaliser)
-    scores = landmark_scores(errors, objective.threshold)
-    intervals = landmark_intervals(errors, objective.threshold, _groups(store, rows))
+    found = point_figures(model, store, _parts(rows, batch), objective.normaliser, objective.threshold)
     details: dict[str, Any] = {"normaliser": objective.normaliser, "threshold": objective.threshold}
-    details["errors"] = _plain(errors)
-    if store.all_attributes is not None:
-        subsets = by_attribute(errors, store.all_attributes[rows], store.attribute_names, objective.threshold)
-        details["subsets"] = subsets
-    return {"metrics": _joined(scores, intervals, int(scores["images"])), "details": details}
+    details["errors"] = _plain(found.errors)
+    if found.subsets is not None:
+        details["subsets"] = found.subsets
+    return {"metrics": _joined(found.scores, found.intervals, found.images), "details": details}
 
 
 def _joined(scores: dict[str, float], intervals: Any, n: int) -> dict[str, Any]:
@@ -98,11 +86,6 @@ def _joined(scores: dict[str, float], intervals: Any, n: int) -> dict[str, Any]:
         for name, value in scores.items()
         if name in intervals
     }
-
-
-def _groups(store: Store, rows: np.ndarray) -> np.ndarray | None:
-    """Whose images they are, where that is known: those of one person are drawn again together."""
-    return None if store.groups is None else np.asarray(store.groups[rows])
 
 
 def _plain(values: Any) -> list[float | None]:

@@ -8,12 +8,11 @@ from pydantic import ValidationError
 
 from ...errors import UserError
 from ...settings.data import DataSettings
-from ...settings.selection import SelectionSettings
+from ...settings.selection import LABELLED, SelectionSettings
 from ...settings.student import BackboneSettings, StudentSettings
 from ...settings.teaching import FinetuneSettings, PretrainSettings, TeachingSettings
 from ...settings.train import Supervised, TrainSettings
 
-LABELLED = ("task", "least_squares", "student")  # rewards of a policy that labels give
 CHOICE = ("labels", "labels_per_class", "labels_seed", "annotated", "balance")  # what is said of what is known
 
 

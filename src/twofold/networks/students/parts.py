@@ -75,6 +75,14 @@ def relu() -> nn.Module:
     return nn.ReLU(inplace=True)
 
 
+def with_all(answer: Tensor, maps: Iterable[Tensor]) -> Tensor:
+    """The same answer; layers that only maps depend on which it does not read (HRNet's other branches) have a gradient,
+    of zeros, because processes that train together wait for one of every weight.
+    """
+    nothing: Tensor = sum((one[:0].sum() for one in maps), answer.new_zeros(()))  # type: ignore[assignment]
+    return answer + nothing.to(answer.dtype)
+
+
 class Backbone(nn.Module):
     """forward(x0 (B, C, H, W) in [-1, 1]) -> the maps of its stages, finest first, and after them that of its neck.
 
