@@ -69,7 +69,9 @@ def row_of(arguments: argparse.Namespace, labels: int | None, selection: str, se
     ((_, arm),) = result["arms"].items()
     row = {"labels": labels, "selection": selection, "seed": seed, "measure": result["measure"]}
     row |= {measure: found["value"] for measure, found in arm["metrics"].items()}
-    row |= {"validation": arm["tried"][f"{arm['lr']:g}"], "lr": arm["lr"], "seconds": arm["seconds"]}
+    best = min if result["measure"] == "nme" else max
+    row |= {"validation": best(v for v in arm["tried"].values() if v is not None), "tried": arm["tried"]}
+    row |= {"lr": arm["lr"], "freeze": arm["freeze"], "seconds": arm["seconds"]}
     pretraining = result["pretraining"] or {}
     row |= {"pretraining": pretraining.get("seconds"), "levels": pretraining.get("selection")}
     row |= {"known": result["data"]["known_images"], "machine": machine()}

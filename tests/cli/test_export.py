@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import twofold
+from twofold.cli.export import real_images
 from twofold.cli.main import main
 from twofold.errors import UserError
 from twofold.hashing import weights_hash
@@ -214,3 +219,19 @@ def test_real_images_of_the_run_are_checked_too(tmp_path: Path) -> None:
     manifest = json.loads((run / "exports" / "torchscript" / "export.json").read_text())
     assert manifest["checked_with"] == {"random": 5, "real": 5}
     assert set(manifest["eager"]["latency_ms"]) == set(manifest["files"]["torchscript"]["latency_ms"]) == {"1", "16"}
+
+
+def test_images_of_a_data_set_by_name_are_found(tmp_path: Path) -> None:
+    """`faces68:FOLDER` is on this machine, though no file has that name; `faces68:no/such/folder` is not."""
+    rows = [{"image": {"bytes": png(i), "path": None}, "keypoints": [0.0] * 136, "identity": "a"} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
+    for place, count in ((tmp_path, 3), ("no/such/folder", None)):
+        run = student_run(tmp_path / f"run{count}", "embedding", [], SHAPE, data={"source": f"faces68:{place}"})
+        found = real_images(str(run), twofold.load(run))
+        assert (None if found is None else found.shape) == (None if count is None else (count, *SHAPE))
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(images(1, (3, 20, 20), seed)[0].permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()

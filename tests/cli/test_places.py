@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,26 @@ def test_names_of_masks_never_collide(segmenter: Path, tmp_path: Path) -> None:
     assert len(found) == 4 and len(set(found.values())) == 4
     assert found["b/a.png"] == "b/a.png" and found["b/c d.png"] == "b/c_d.png"
     assert all((tmp_path / "out" / mask).is_file() for mask in found.values())
+
+
+def test_masks_of_a_table_are_named_by_its_rows(segmenter: Path, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [str(segmenter), str(table / "test-00000-of-00001.parquet"), "--quiet", "--out", str(out)]
+    for _ in range(2):  # the second time over the first
+        assert main(["predict", *words]) == 0
+        rows = rows_of(out / "classes.csv")
+        assert [row["mask"] for row in rows] == [f"test-00000-of-00001.parquet_{i}.png" for i in range(9)]
+        assert len(list(out.iterdir())) == 10
+
+
+def test_masks_never_replace_the_images(
+    segmenter: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos, tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()}
+    assert main(["predict", str(segmenter), str(tmp_path / "mine"), "--quiet", "--out", str(tmp_path / "mine")]) == 2
+    assert "holds other files and no classes.csv; masks are named like the images" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
 
 
 def test_points_are_in_pixels_of_the_photos(landmarker: Path, photos: Path, tmp_path: Path) -> None:

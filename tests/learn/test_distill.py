@@ -20,12 +20,14 @@ from twofold.learn.distilling.scale import Scale
 from twofold.learn.distilling.teacher import Teacher
 from twofold.learn.objectives import objective
 from twofold.learn.objectives.distill import DistillObjective
+from twofold.networks.students import Student
 from twofold.noise import add
 from twofold.recognize.backbone import Backbone
 from twofold.recognize.views import image_noise
 from twofold.run import Run, build, load
 from twofold.settings.data import DataSettings
 from twofold.settings.resolve import resolve, to_yaml
+from twofold.settings.student import StudentSettings
 from twofold.settings.train import TrainSettings
 
 from ..cli.common import random_run
@@ -101,7 +103,7 @@ def test_nothing_runs_behind_the_deepest_layer(teacher: Path) -> None:
         layer.module.register_forward_hook(lambda *args, name=name: ran.append(name))
     found.maps(torch.zeros(1, 1, 8, 8), torch.ones(1, dtype=torch.float64), torch.zeros(1, 1, 8, 8))
     names = list(found.denoiser.layers)
-    assert ran[-1] == "mid" and "mid" != names[-1] and len(ran) <= names.index("mid") + 1
+    assert ran[-1] == "mid" and names[-1] != "mid" and len(ran) <= names.index("mid") + 1
 
 
 def test_the_teacher_stays_as_it_is_and_out_of_the_student(teacher: Path, tmp_path: Path) -> None:
@@ -120,7 +122,11 @@ def test_the_teacher_stays_as_it_is_and_out_of_the_student(teacher: Path, tmp_pa
     [
         ({}, (3, 8, 8), "sees 1 channels, the data has 3; set data.channels=1"),
         ({"teacher_layers": ["dec.99"]}, (1, 8, 8), "dec.99"),
-        ({"student_layers": ["stage.9"]}, (1, 8, 8), "stage.9: the student has no such layer; it has stage.0, stage.1"),
+        (
+            {"student_layers": ["stage.9"], "teacher_layers": ["mid"]},
+            (1, 8, 8),
+            "stage.9: the student has no such layer; it has stage.0, stage.1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(teacher: Path, change: Any, shape: tuple[int, int, int], message: str) -> None:
@@ -138,6 +144,68 @@ def test_a_classifier_is_no_teacher(tmp_path: Path) -> None:
     run = random_run(tmp_path / "c", classifier, [str(i) for i in range(10)], 0)
     with pytest.raises(UserError, match="is no denoiser; .*objective.kind=kd"):
         made(settings_of(run))
+
+
+def test_what_is_trained_beside_is_where_the_student_is(teacher: Path) -> None:
+    settings = settings_of(teacher, POLICY)
+    model: Any = build(settings, (1, 8, 8), [str(i) for i in range(10)]).to("meta")
+    held = objective(model, settings.objective)
+    assert {p.device.type for p in held.parameters()} == {b.device.type for b in held.buffers()} == {"meta"}
+
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet": {"kind": "resnet", "blocks": [1, 1], "channels": 8},
+    "hrnet": {"kind": "hrnet", "width": 4, "modules": [1, 1, 1], "blocks": 1, "stem_channels": 4, "stem": "cifar"},
+    "transformers": {
+        "kind": "transformers",
+        "model": "convnextv2",
+        "config": {"hidden_sizes": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "patch_size": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_every_weight_has_a_gradient(kind: str, teacher: Path) -> None:
+    """Of maps that no loss and no head reads one of zeros: processes that train together wait for it."""
+    settings = settings_of(teacher, {"network": {"backbone": BACKBONES[kind]}, "objective": {"input": "clean"}})
+    held = made(settings)
+    held(batch_for(settings, held)).sum().backward()
+    assert [name for name, p in held.named_parameters() if p.requires_grad and p.grad is None] == []
+    for head in ("pool", "deconv"):
+        settings = StudentSettings(
+            backbone=BACKBONES[kind], head={"kind": head, **({"layers": 0} if head != "pool" else {})}
+        )
+        student = Student(settings, (1, 8, 8), 3).train()
+        student(torch.zeros(2, 1, 8, 8)).sum().backward()
+        assert [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", ["fixed", "uniform", "annealed", "multi", "policy", "expectation"])
+def test_answers_can_be_kept_for_every_selection(kind: str, teacher: Path) -> None:
+    """And are what the teacher says when it is asked in every step, of the levels that were chosen."""
+    more = {
+        "multi": {"bounds": [0.02, 0.2, 2.0]},
+        "annealed": {"until_images": 64, "to_sigma": 0.2},
+        "policy": {"entropy": 0.0},
+    }
+    sigma = {"kind": kind, **({} if kind == "fixed" else {"bins": 4}), **more.get(kind, {})}
+    common = {"teacher_layers": ["mid", "dec.0"], "input": "clean", "sigma": sigma, "standardise": True}
+    settings = [settings_of(teacher, {"objective": {**common, "cache": cache}}) for cache in ("maps", "none")]
+    store, found = open_store(settings[0].data), []
+    for each in settings:
+        held = made(each)
+        list(held.prepare(store, False, torch.device("cpu"), 0, 1))
+        batch = batch_for(each, held)
+        held.begin(32, batch.label)
+        found.append(held(batch))
+    assert torch.allclose(*found, rtol=2e-2, atol=2e-3)
+
+
+def test_held_out_images_see_all_levels_of_each_band(teacher: Path) -> None:
+    sigma = {"kind": "multi", "bounds": [0.02, 0.2, 2.0], "bins": 8}
+    held = made(settings_of(teacher, {"objective": {"teacher_layers": ["mid", "dec.0"], "sigma": sigma}}))
+    choice = held.selection.pick(torch.zeros(80, 1, 8, 8), held._spread((torch.arange(80) + 0.5) / 80), 0.0)
+    assert torch.bincount(choice.bin).tolist() == [10] * 8
 
 
 # -- answers that are kept ------------------------------------------------------------------------------------------
@@ -257,3 +325,40 @@ def test_two_processes_learn_what_one_does(teacher: Path, tmp_path: Path) -> Non
     for name, value in one.items():
         if value.is_floating_point():
             assert torch.allclose(value, two[name], atol=0.02), name
+
+
+# -- what it takes ---------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_counts_the_teacher(teacher: Path) -> None:
+    """In every step, at every level of an expectation, or once about each image and its mirror image."""
+    from twofold.learn.estimate import estimate
+
+    def flops(images: int | None = 1000, flip: bool = False, **objective: Any) -> float:
+        settings = settings_of(teacher, {"objective": objective, "data": {"flip": flip}})
+        found = [estimate(settings, (1, 8, 8), [""] * 10, images=images, teacher=told) for told in (True, False)]
+        assert found[0].memory > found[1].memory
+        return found[0].flops - found[1].flops
+
+    each = flops() / 128
+    assert each > 0
+    assert flops(sigma={"kind": "expectation", "bins": 5}) == pytest.approx(128 * 5 * each)
+    assert flops(cache="pooled", flip=True) == pytest.approx(1000 * 2 * 3 * each)
+
+
+def test_a_dry_run_of_a_distillation(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from twofold.cli.main import main
+
+    (tmp_path / "s.yaml").write_text(to_yaml(settings_of(teacher)))
+    assert main(["train", str(tmp_path / "s.yaml"), "--dry-run", "--device", "cpu"]) == 0
+    assert "compute" in capsys.readouterr().out
+
+
+def test_labels_are_told_where_they_are_learned(teacher: Path) -> None:
+    from twofold.learn.batches import labelled_note
+
+    data = {"data": {"labels_per_class": 2}}
+    for change, expected in ((POLICY, " (20 labelled)"), ({}, "")):
+        settings = settings_of(teacher, data, change)
+        store = open_store(settings.data)
+        assert labelled_note(settings, store, store.indices("train")) == expected

@@ -141,14 +141,15 @@ def test_the_published_annealing_is_linear_in_the_time() -> None:
 
 
 def test_bands_have_pairs_of_their_own() -> None:
-    for bins in (None, "table"):
+    for bins in (None, "table", 10):
         chosen = make(MultiSelection(bounds=(0.1, 1, 10), bins=bins), table=TABLE)
         choice = chosen.pick(images(400), uniforms(400, 2), 0)
         assert torch.equal(choice.pair, (choice.sigma >= 1).long())
         assert 150 < int(choice.pair.sum()) < 250
         if bins:
-            seen = torch.bincount(choice.bin, minlength=50) > 0
+            seen = torch.bincount(choice.bin, minlength=len(chosen.sigmas)) > 0
             assert torch.equal(seen, chosen.probabilities() > 0)
+            assert 0.1 <= float(chosen.sigmas[seen].min()) <= float(chosen.sigmas[seen].max()) <= 10
 
 
 # -- rewards ---------------------------------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def test_selections_that_do_not_fit_the_teacher(settings: Any, message: str) -> 
 
 
 def test_bands_without_a_level() -> None:
-    with pytest.raises(UserError, match="no level of the teacher's table is between 0.1 and 0.101"):
+    with pytest.raises(UserError, match="no level of sigma.bins=table is between 0.1 and 0.101"):
         make(MultiSelection(bounds=(0.1, 0.101, 1), bins="table"), table=TABLE)
 
 
@@ -517,3 +518,51 @@ def test_the_published_form_is_there() -> None:
     assert isinstance(chosen, Policy) and len(chosen.sigmas) == 1000  # type: ignore[arg-type]
     sizes = [sum(p.numel() for p in part.parameters()) for part in (chosen.policy, chosen.task_head)]  # type: ignore[union-attr]
     assert sizes == [146_156, 2 * (256 * 256 + 256) + 256 * 10 + 10]
+
+
+def test_an_only_label_is_held_against_the_running_mean() -> None:
+    """With few labels most steps have one: without this the batch's baseline would be none at all."""
+    label = torch.full((8,), -1)
+    label[3] = 1
+    chosen = make(PolicySelection(bins=4, network="mlp", entropy=0.0))
+    found = []
+    for mean in (None, -0.5):
+        if mean is not None:
+            chosen.overall.take_in(torch.tensor([mean], dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+        chosen.begin(8.0)
+        choice = chosen.pick(images(8), uniforms(8), 0)
+        z = features().float()
+        loss = chosen.losses(choice, z, None, label, 0)
+        told = chosen.task_head(z)[3].log_softmax(0)[1].detach()
+        advantage = 0.0 if mean is None else told - mean
+        taken = choice.log_probs[3, choice.bin[3]]
+        found.append((loss[3], 8 * (-told - taken * advantage)))
+    for got, expected in found:
+        assert torch.allclose(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["policy", "expectation"])
+def test_parts_of_a_step_add_up_to_it(kind: str) -> None:
+    """Labels are few and fall into parts unevenly: their terms are means over the labelled images of the whole step."""
+    settings: Any = {
+        "policy": PolicySelection(bins=3, network="mlp", baseline="running"),
+        "expectation": ExpectationSelection(bins=3, network="mlp"),
+    }[kind]
+    label = torch.tensor([0, -1, -1, -1, -1, 2, 1, 0])
+    chosen, z = make(settings), features().float()
+    every = torch.stack([features(seed=i).float() for i in range(3)])
+    if kind == "policy":
+        chosen.overall.take_in(torch.full((1,), -0.4, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+
+    def losses(parts: list[slice]) -> torch.Tensor:
+        chosen.begin(8 / 4)
+        total = []
+        for at in parts:
+            choice = chosen.pick(images(8)[at], uniforms(8)[at], 0)
+            total.append(chosen.losses(choice, z[at], every[:, at], label[at], 0))
+        return torch.cat(total)
+
+    whole, parts = losses([slice(0, 8)]), losses([slice(0, 4), slice(4, 6), slice(6, 8)])
+    assert torch.allclose(whole, parts, atol=1e-6)
+    gradients = [torch.autograd.grad(one.sum(), list(chosen.policy.parameters())) for one in (whole, parts)]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))

@@ -17,6 +17,7 @@ from twofold.learn.batches import Batch
 from twofold.learn.distilling.afd import AFD
 from twofold.learn.distilling.classifiers import ClassifierTeacher, layers_of, soft_targets
 from twofold.learn.distilling.crd import CRD, contrast
+from twofold.learn.distilling.watch import watched
 from twofold.learn.objectives.kd import KDObjective
 from twofold.recognize.classifier import NetworkClassifier
 from twofold.run import Run, build, load, save_model
@@ -24,7 +25,8 @@ from twofold.settings.kd import KD, AFDLoss, CRDLoss
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
 
-from .common import same, weights
+from ..cli.common import random_run
+from .common import same, tiny, weights
 
 SHAPE, NAMES, N = (1, 8, 8), ["a", "b", "c"], 6
 DIGITS: dict[str, Any] = {
@@ -320,7 +322,7 @@ def test_a_large_memory_is_drawn_from() -> None:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of digits that is mostly right."""
     path = tmp_path_factory.mktemp("digits") / "teacher"
-    train(given({"train": {"n_images": 2560, "lr": 0.02}}), path, "cpu")
+    train(given({"train": {"n_images": 2560, "lr": 0.02, "validate_images": 10**6}}), path, "cpu")
     return path
 
 
@@ -329,7 +331,7 @@ def kd(teacher: Path, *changes: dict[str, Any]) -> TrainSettings:
 
 
 def test_a_student_learns_from_its_teacher_without_any_label(digits: Path, tmp_path: Path) -> None:
-    more = {"objective": {"label_weight": 0}, "train": {"n_images": 2560, "lr": 0.02}}
+    more = {"objective": {"label_weight": 0}, "train": {"n_images": 2560, "lr": 0.02, "validate_images": 10**6}}
     result = train(kd(digits, more), tmp_path / "a", "cpu")
     right = json.loads((digits / "result.json").read_text())["metrics"]["accuracy"]
     assert right > 0.8 and result["metrics"]["accuracy"] > 0.5
@@ -337,6 +339,38 @@ def test_a_student_learns_from_its_teacher_without_any_label(digits: Path, tmp_p
     assert isinstance(model, NetworkClassifier) and model.class_names == [str(i) for i in range(10)]
     names = weights(tmp_path / "a").keys()
     assert names == student([str(i) for i in range(10)]).network.state_dict().keys()  # no teacher, no regressors
+
+
+def test_a_denoiser_teaches_in_the_task(tmp_path: Path) -> None:
+    """RepFusion's variant of one stage: the cross-entropy of labels, and the maps of clean images at one level."""
+    source = random_run(tmp_path / "teacher", tiny(), [], 0)
+    told = {"teacher": str(source), "sigma": 0.1, "label_weight": 0.5}
+    settings, _ = resolve(KD, [("test", {**told, "losses": [{"kind": "hint", "weight": 2.0}]})])
+    model = student()
+    made = KDObjective(model, settings).train()
+    batch = Batch(
+        torch.randint(0, 255, (N, *SHAPE), dtype=torch.uint8),
+        torch.tensor([0, 1, 2, -1, 0, 1]),
+        torch.rand(N, 9, dtype=torch.float64),
+        None,
+    )
+    made.begin(0, batch.label)
+    denoiser: Any = load(source)
+    x0 = model.codec.encode(batch.images)
+    sigma = torch.full((N,), 0.1, dtype=torch.float64)
+    theirs = denoiser.features(denoiser.family.clean(x0, sigma), sigma, ["mid"])["mid"].mean((2, 3))
+    assert made.helpers is not None
+    terms: Any = made.helpers["terms"]
+    last = terms.student_layers[0]
+    _, maps = watched(lambda: model(x0), model.layers, [last])
+    mine = terms.parts[0].adapters[0](maps[last].mean((2, 3), keepdim=True)).flatten(1)
+    named = functional.cross_entropy(model(x0), batch.label, ignore_index=-1, reduction="none")
+    expected = 2 * (mine - theirs).square().mean(1) + 0.5 * 6 / 5 * named
+    assert torch.allclose(made(batch), expected, atol=1e-5)
+    with pytest.raises(UserError, match="of a denoiser, which has no logits; give losses of maps"):
+        resolve(KD, [("test", told)])
+    with pytest.raises(UserError, match="objective.sigma=900: outside"):
+        KDObjective(student(), settings.model_copy(update={"sigma": 900.0}))
 
 
 EVERY = [{"kind": kind} for kind in KINDS]

@@ -25,8 +25,9 @@ from twofold.measure.segmentation import confusion, segmentation_scores
 from twofold.recognize.heatmaps import encode
 from twofold.recognize.landmarker import NetworkLandmarker
 from twofold.recognize.segmenter import NetworkSegmenter, class_colours, overlaid
-from twofold.run import load
-from twofold.settings.tasks import Landmarks, Segmentation
+from twofold.report.build import report_run
+from twofold.run import Run, load
+from twofold.settings.tasks import SMALLEST_UNBIASED, Landmarks, Segmentation
 
 from .common import same, torchrun, weights
 from .tasks import of_task, pairs, shapes
@@ -311,6 +312,8 @@ def test_hidden_masks_choose_nothing(masked: Path, tmp_path: Path) -> None:
         ({"objective": {"kind": "landmarks"}}, "network.head.kind=deconv or fuse, not fcn"),
         ({"objective": {"kind": "supervised"}}, "network.head.kind=pool, not fcn"),
         ({"objective": {"kind": "landmarks", "normaliser": [3, 3]}}, "distance of a point to itself"),
+        ({"objective": {"kind": "landmarks", "flip_pairs": "ibug"}}, "there are no flip pairs called 'ibug'"),
+        ({"objective": {"kind": "landmarks", "heat_sigma": 0.1, "unbiased": True}}, "bumps that lie between the cells"),
         ({"objective": {"kind": "landmarks", "warp": {"crop": 8, "cat_max_ratio": 0.5}}}, "is about masks"),
         ({"train": {"compile": True}}, "train.compile=true is for denoisers"),
     ],
@@ -337,6 +340,27 @@ def test_data_that_do_not_fit(masked: Path, pointed: Path, tmp_path: Path) -> No
     refused("masks of classes 0 to 2, of which none has a name; list them: data.mask_classes", nameless)
     ocular = of_task("landmarks", pointed, DECONV, {}, objective={"normaliser": "inter_ocular"})
     refused(r"objective\.normaliser=inter_ocular: which of these 3 points", ocular)
+    exchanged = of_task("landmarks", pointed, DECONV, {}, objective={"flip_pairs": [[0, 5]]})
+    refused(r"objective\.flip_pairs: point 5 is not one of 3", exchanged)
+
+
+def test_the_least_unbiased_bump_reaches_a_cell() -> None:
+    points = torch.rand(1, 500, 2, generator=torch.Generator().manual_seed(0)) * 16 - 0.5
+    heat, weight = encode(points, (16, 16), (16, 16), SMALLEST_UNBIASED, unbiased=True)
+    assert bool(weight.all()) and (heat.flatten(2).amax(2) > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("segmentation", "true mask"), ("landmarks", "true points")])
+def test_the_page_of_a_task_shows_no_samples(
+    kind: str, words: str, masked: Path, pointed: Path, tmp_path: Path
+) -> None:
+    """What a preview shows are held-out images with answers; grey ones too, whose pictures have colours."""
+    folder, head = (masked, FCN) if kind == "segmentation" else (pointed, DECONV)
+    settings = of_task(kind, folder, head, {"n_images": 16, "batch_size": 16})
+    train(settings, tmp_path / "run", "cpu")
+    text = report_run(Run.open(tmp_path / "run"), open_store(settings.data)).read_text("utf-8")
+    assert words in text and "Held-out images over training time" in text
+    assert "Nearest training images" not in text and "Generated" not in text
 
 
 def test_colours_tell_classes_apart() -> None:

@@ -222,12 +222,72 @@ def test_nobody_teaches(digits: Path) -> None:
         (["task=segment"], "task=segment needs finetune.objective.kind=segmentation, not supervised"),
         (["finetune.head.kind=fcn"], "needs finetune.head.kind=pool, not fcn"),
         (["pretrain.objective.cache=maps", "pretrain.objective.sigma.bins=null"], "give sigma.bins a number"),
-        (["student=runs/a"], "no such run, file or folder"),
+        (["pretrain=null"], "pretrain=null: leaves .* nothing to teach; leave one of them out"),
+        (["pretrain.objective.cache=none", "pretrain.objective.warp.crop=4"], "use warp.scale and warp.shift, or crop"),
+        (["finetune.objective.multi_label=true"], "is not for task=classify, which is about one class"),
+        (["finetune.objective.kind=kd"], "is no classifier of images; .*distill, or here with objective.sigma=0.1"),
+        (["pretrain_data.source=digits", "pretrain_data.channels=3"], "has images of 3 channels, data of 1"),
+        (["backbone.blocks=[1,1,1,1,1]"], "images of 8x8 are too small for its total stride of 16"),
+        (["data.labels_per_class=2", "pretrain.objective.teacher_layers=[nope]"], "'nope': no such layer"),
+        (["student=runs/a"], "student=runs/a was taught before; leave the teacher out"),
     ],
 )
 def test_what_does_not_go_together(teacher: str, digits: Path, tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checked(settings_of(teacher, digits, *words), tmp_path)
+        checked(resolved([teacher, "classify-mini"], [f"data.source={digits}", *words])[0], tmp_path)
+
+
+def test_what_a_task_lacks_is_said_before_the_student_is_taught(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    """A head that asks for more maps, a mirror without pairs: without a look ahead they end a run after its hours."""
+    common = [f"data.source={shapes}", "data.channels=1", "data.size=16", "pretrain.objective.teacher_layers=[mid]"]
+    points = [*common, "data.points_column=points", "data.flip=true"]
+    with pytest.raises(UserError, match="data.flip=true: the points that a mirror exchanges"):
+        checked(resolved([teacher, "landmarks-mini"], points)[0], tmp_path)
+    masks = ["data.mask_column=mask", "data.mask_classes=[ground,dark,light]", "backbone.blocks=[1,1]"]
+    with pytest.raises(UserError, match="reads three maps, the backbone has 2"):
+        checked(resolved([teacher, "segment-mini"], [*common, *masks, "finetune.head={kind: bisenet}"])[0], tmp_path)
+
+
+def test_a_student_of_other_channels(done: tuple[Path, dict[str, Any], Any], digits: Path, tmp_path: Path) -> None:
+    words = [word for word in SMALL if not word.startswith("pretrain")]
+    settings = resolved(["classify-mini"], [*words, f"student={done[0]}", f"data.source={digits}", "data.channels=3"])[
+        0
+    ]
+    with pytest.raises(UserError, match="sees 1 channels, the data has 3; set data.channels=1"):
+        checked(settings, tmp_path)
+
+
+def test_the_teacher_is_opened_once_to_plan(teacher: str, digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from twofold.learn.distilling import teacher as module
+
+    calls: list[int] = []
+    opened = module.load
+    monkeypatch.setattr(module, "load", lambda *args: calls.append(1) or opened(*args))
+    planned = prepare(settings_of(teacher, digits), tmp_path / "x", Crew(make_accelerator("cpu")))
+    planned.check()
+    works = {name: flops for name, _, flops, _ in planned.works()}
+    assert len(calls) == 1 and planned.pretraining_flops == works["pretrain"] > 0
+    assert works["equal compute"] == pytest.approx(works["taught"] + works["pretrain"], rel=0.05)
+
+
+# -- a linear probe --------------------------------------------------------------------------------------------------
+
+
+def test_a_linear_probe_leaves_the_backbone_alone(
+    done: tuple[Path, dict[str, Any], Any], teacher: str, digits: Path, tmp_path: Path
+) -> None:
+    """Weights and running statistics of the backbone; and only the head costs a backward pass."""
+    out, before, _ = done
+    settings = settings_of(teacher, digits, "finetune.freeze=true", "stage=finetune")
+    result, _ = run(settings, tmp_path / "out", "cpu", parts=out / "parts")
+    taught: Any = load(result["arms"]["taught"]["run"])
+    backbone: Any = load(before["pretraining"]["run"])
+    ours, theirs = taught.network.backbone.state_dict(), backbone.network.backbone.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    trained = json.loads((Path(result["arms"]["taught"]["run"]) / "result.json").read_text())
+    assert trained["parameters_trained"] == sum(p.numel() for p in taught.network.head.parameters())
+    assert result["arms"]["taught"]["flops"] < before["arms"]["taught"]["flops"]
+    assert not taught.network.train().backbone.training and taught.network.head.training
 
 
 def test_a_task_whose_answers_are_not_there(teacher: str, digits: Path, tmp_path: Path) -> None:

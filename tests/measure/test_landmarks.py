@@ -136,6 +136,7 @@ def test_intervals_hold_the_figure() -> None:
     ("normaliser", "message"),
     [
         ("inter_ocular", "which of these 4 points are the outer eye corners is not known"),
+        ((2, 2), r"normaliser=\[2, 2\]: is the distance of a point to itself; give two points"),
         ((0, 4), "there are 4 points"),
     ],
 )

@@ -16,6 +16,8 @@ from twofold.measure import segmentation
 from twofold.measure.bootstrap import middle, resampled
 from twofold.measure.segmentation import (
     VOID,
+    area_intervals,
+    areas,
     class_accuracy,
     class_iou,
     confusion,
@@ -133,6 +135,23 @@ def test_intervals_hold_the_figure_and_shrink() -> None:
     for name, value in scores.items():
         low, high = narrow[name]
         assert low < value < high and high - low < wide[name][1] - wide[name][0]
+
+
+def test_areas_say_all_that_the_figures_need() -> None:
+    """Of each image (3, K) numbers and not (K, K): the same intervals, and areas of images add up."""
+    each = confusions(*masks(7, images=12), 5)
+    of_each = areas(each)
+    assert of_each.shape == (12, 3, 5) and np.array_equal(of_each.sum(0), areas(each.sum(0)))
+    right, true, called = of_each[3]
+    table = each[3].numpy()
+    assert np.array_equal(right, table.diagonal())
+    assert np.array_equal(true, table.sum(1)) and np.array_equal(called, table.sum(0))
+    groups = np.arange(12) // 3
+    assert area_intervals(of_each, groups) == segmentation_intervals(each, groups)
+    whole = resampled(each.numpy(), groups)
+    for name, (low, high) in segmentation_intervals(each, groups).items():
+        drawn = [segmentation_scores(one)[name] for one in whole]
+        assert (low, high) == pytest.approx(middle(np.array(drawn)))
 
 
 def test_drawn_sums_have_the_moments_of_a_bootstrap() -> None:

@@ -17,7 +17,7 @@ from twofold.errors import UserError
 from twofold.networks import build
 from twofold.networks.students import BACKBONES, HEADS, Student
 from twofold.networks.students.mobilenet import rounded
-from twofold.networks.students.parts import Norm
+from twofold.networks.students.parts import ConvNorm, Norm, Pointwise
 from twofold.settings.network import NetworkSettings
 from twofold.settings.student import BackboneSettings, StudentSettings
 
@@ -343,6 +343,29 @@ def test_options_of_the_norms() -> None:
         found = student({"kind": kind, **MINI[kind], "norm_momentum": 0.25, "norm_eps": 1e-3})
         norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms and all(isinstance(m, Norm) and (m.momentum, m.eps) == (0.25, 1e-3) for m in norms)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (7, 5), (1, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_pointwise_convolution_is_a_convolution(stride: int, size: tuple[int, int]) -> None:
+    """Outputs, and gradients of the image, the weights and the biases: PyTorch's own with the same stride."""
+    torch.manual_seed(0)
+    own = Pointwise(3, 5, 1, stride, bias=True).double()
+    peer = nn.Conv2d(3, 5, 1, stride, bias=True).double()
+    peer.load_state_dict(own.state_dict())
+    x, y = (torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    y.data.copy_(x.data)
+    found, expected = own(x), peer(y)
+    assert found.shape == expected.shape == (2, 5, *(-(-side // stride) for side in size))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert x.grad is not None and y.grad is not None
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(own.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    assert isinstance(ConvNorm(3, 5, 1, 2)[0], Pointwise) and not isinstance(ConvNorm(3, 5, 3, 2)[0], Pointwise)
 
 
 def test_norms_compute_in_the_precision_of_their_weights() -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from twofold.errors import UserError
 from twofold.settings.presets import (
+    DISTILL,
+    FEWLABEL,
     header_fields,
     open_preset,
     preset_listing,
@@ -17,6 +19,7 @@ from twofold.settings.presets import (
     read_preset,
 )
 from twofold.settings.resolve import resolve, settings_hash, to_yaml
+from twofold.settings.teaching import TeachingSettings
 from twofold.settings.train import TrainSettings
 
 MINIMAL = "data: digits\n"
@@ -79,6 +82,25 @@ def test_a_file_may_extend_a_preset_of_the_package(tmp_path: Path) -> None:
     assert found.network == base.network
     assert found.noise.kind == "edm"
     assert origin["network.channels"] == "preset ddpm-cifar10"
+
+
+def test_families_of_presets_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name belongs to one verb, and what a file extends is of its own family."""
+    listed = [set(preset_names(family)) for family in ("", FEWLABEL, DISTILL)]
+    assert all(listed) and not (listed[0] & listed[2]) and not (listed[1] & listed[2])
+    with pytest.raises(UserError, match=r"^kd-mini: no such preset; "):
+        open_preset("kd-mini")
+    with pytest.raises(UserError, match=r"^kd-minni: no such preset; did you mean 'kd-mini'\?"):
+        open_preset("kd-minni", DISTILL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "extends: kd-mini\nfinetune: {objective: {teacher: runs/a}, train: {lr: 1e-2}}\n"
+    )
+    found, origin = resolve(TeachingSettings, open_preset("mine.yaml", DISTILL).layers)
+    assert (found.finetune.train.lr, found.finetune.objective.kind) == (1e-2, "kd")
+    assert origin["finetune.train.optimizer"] == "preset kd-mini"
+    with pytest.raises(UserError, match=r"extends: kd-mini: no such preset or file"):
+        open_preset("mine.yaml")
 
 
 def test_a_run_folder_starts_the_same_run_again(tmp_path: Path) -> None:

@@ -18,8 +18,6 @@ from .train import command_line, is_first
 if TYPE_CHECKING:
     from ..learn.events import Event
 
-PERCENT = ("accuracy", "miou", "macc", "aacc", "nme", "failure_rate", "auc")
-
 
 def more_help() -> str:
     return preset_listing(DISTILL)
@@ -129,8 +127,21 @@ def print_result(result: dict[str, Any], out: Path) -> None:
             low, high = found["interval"]
             print(f"  {measure + ', ' + name:<28} {found['value']:.1%} ({low:.1%} to {high:.1%})")
     print(f"  report: {out / 'report.html'}   ({result['seconds']:.0f} s)")
-    best = next(iter(result["arms"].values()), None)
-    if best is not None:
+    if result["arms"]:
+        best = best_of(result)
         print(f"  next: twofold predict {best['run']} IMAGES    twofold export {best['run']}")
     elif result["pretraining"]:
         print(f"  next: twofold distill student={out} task=... data=SOURCE")
+
+
+def best_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The student that did best on the test images; the first one where nothing was measured."""
+    measure = result["measure"]
+    sign = -1 if measure == "nme" else 1
+
+    def value(arm: dict[str, Any]) -> float:
+        found = arm.get("metrics", {}).get(measure)
+        return sign * found["value"] if found and found["value"] is not None else float("-inf")
+
+    best: dict[str, Any] = max(result["arms"].values(), key=value)
+    return best

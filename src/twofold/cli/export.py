@@ -66,7 +66,8 @@ def real_images(source: str, model: Any) -> Tensor | None:
     if not (Path(source) / "settings.yaml").is_file():
         return None
     data = Run.open(source).settings().data
-    if data.source != "digits" and not Path(data.source).expanduser().exists():
+    place = data.source.partition(":")[2] or data.source  # of camvid:FOLDER the folder
+    if data.source != "digits" and not Path(place).expanduser().exists():
         return None  # nothing is downloaded for a check
     c, h, w = model.shape
     with contextlib.suppress(UserError, StopIteration):

@@ -113,6 +113,7 @@ def training(title: str, n_images: int, quiet: bool = False, held_out: bool = Tr
 def metrics_line(row: dict[str, Any]) -> str:
     """`held-out loss 0.1234, frechet 0.56` from a validation row; what to say where it has none."""
     names = {"loss": "held-out loss", "frechet": "Frechet distance", "accuracy": "held-out accuracy"}
+    names |= {"miou": "held-out mIoU", "nme": "held-out NME"}
     names |= {"psnr": "reconstruction PSNR (dB)", "kl": "divergence of latents (nats)"}
     names["accuracy_always"] = "always the commoner answer"
     found = ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)

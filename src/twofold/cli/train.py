@@ -166,7 +166,8 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     starts = settings.init_from is not None or settings.resume_from is not None or settings.lora is not None
     known = settings.network.classes if settings.objective.kind != "joint" else None
     count = None
-    if data.size and data.channels and known is not None and not starts:
+    whole = settings.objective.kind in ("distill", "kd", "segmentation", "landmarks")  # ask more of the data
+    if data.size and data.channels and known is not None and not starts and not whole:
         shape: tuple[int, int, int] = (data.channels, *data.size)
         classes = [""] * known
         codec = run_codec(Run(out), settings.codec, shape)
@@ -178,7 +179,7 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     x0_shape = shape if codec is None else codec.shape_of(shape)
     speed = measure_flops_per_second(chosen)
-    found = estimate(settings, x0_shape, classes, flops_per_second=speed, codec=codec)
+    found = estimate(settings, x0_shape, classes, flops_per_second=speed, codec=codec, images=count)
     print(to_yaml(settings))
     print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(classes)} classes")
     if codec is not None:

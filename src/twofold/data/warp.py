@@ -164,20 +164,26 @@ def _seen(values: Tensor, forward: Tensor, size: tuple[int, int], fill: float | 
     if len(rows):
         where = rows.to(values.device, non_blocking=True)
         out.index_copy_(0, where, _read(values[where], forward[rows], size, fill))
-    for row in whole.nonzero().squeeze(1).tolist():
-        _copy(values[row], out[row], [int(v) for v in offset[row].tolist()], fill)
+    rows = whole.nonzero().squeeze(1)
+    if len(rows):
+        where = rows.to(values.device, non_blocking=True)
+        out.index_copy_(0, where, _copied(values[where], offset[rows], size, fill))
     return out
 
 
-def _copy(image: Tensor, out: Tensor, offset: list[int], fill: float | None) -> None:
-    """Makes `out` (D, h, w) the image (D, H, W) with its first pixel at (x, y) = offset."""
-    height, width = image.shape[-2:]
-    rows = torch.arange(out.shape[-2], device=out.device) - offset[1]
-    columns = torch.arange(out.shape[-1], device=out.device) - offset[0]
-    out.copy_(image[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)])
+def _copied(values: Tensor, offset: Tensor, size: tuple[int, int], fill: float | None) -> Tensor:
+    """values (B, D, H, W), each with its first pixel at the whole (x, y) of `offset` (B, 2): (B, D, *size)."""
+    height, width = values.shape[-2:]
+    offset = offset.round().to(values.device, torch.int64, non_blocking=True)
+    rows = torch.arange(size[0], device=values.device) - offset[:, 1:]  # (B, h)
+    columns = torch.arange(size[1], device=values.device) - offset[:, :1]  # (B, w)
+    places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
+    places = places.flatten(1)[:, None].expand(-1, values.shape[1], -1)
+    out = values.flatten(2).gather(2, places).unflatten(2, size)
     if fill is not None:
-        inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+        inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
         out.masked_fill_(~inside, fill)
+    return out
 
 
 def _read(values: Tensor, forward: Tensor, size: tuple[int, int], fill: float | None) -> Tensor:

@@ -25,6 +25,7 @@ from ..data.latents import Latents
 from ..data.order import shared_order
 from ..draws import ImageDraws
 from ..errors import UserError
+from ..settings.selection import LABELLED as LABELLED_REWARDS
 from ..settings.train import TrainSettings
 from .classes import asks_attributes
 
@@ -142,6 +143,8 @@ def labelled_note(settings: TrainSettings, store: Store, rows: np.ndarray) -> st
         return annotated_note(store, rows)
     known = len(known_rows(store, rows, asks_attributes(settings, store)))
     learned = settings.objective.kind != "denoising" or bool(settings.network.classes)
+    if settings.objective.kind == "distill":
+        learned = getattr(settings.objective.sigma, "reward", None) in LABELLED_REWARDS
     trained = (store.codes[rows] == SPLITS.index("train")).any()
     if learned and known < len(rows):
         beside = trained and store.n_generated and rows[-1] < len(store) - store.n_generated

@@ -13,6 +13,7 @@ from ..adapters.latent_codec import PIXELS_AT_ONCE, LatentCodec
 from ..data.latents import moments_bytes
 from ..run import build
 from ..settings.train import Joint, TrainSettings
+from .distilling.cost import TeacherCost, opened, teacher_cost
 from .lora import adapt, parameters
 
 BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
@@ -41,10 +42,13 @@ def estimate(
     world: int = 1,
     flops_per_second: float = 0,
     codec: LatentCodec | None = None,
+    images: int | None = None,
+    teacher: bool = True,
 ) -> Estimate:
     """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations.
 
     shape: of x0. codec: of a latent model, whose weights and (where every step encodes) maps take memory too.
+    images: in the training part, None = not known. teacher: whether that of a distillation is opened and counted.
     """
     with torch.device("meta"):
         model = build(settings, shape, classes)
@@ -61,8 +65,11 @@ def estimate(
         passes, trained, frozen = 3.0, parameters(network)[1], 2 * count * FROZEN_BYTES
     if getattr(settings.network, "checkpoint", False):  # what was not kept is computed anew
         passes += 1.0
-    flops = passes * forward * settings.train.n_images
-    memory = trained * BYTES_PER_PARAMETER + frozen + saved * share // (2 if half else 1)
+    taught = TeacherCost()
+    if teacher and settings.objective.kind in ("distill", "kd"):
+        taught = teacher_cost(opened(settings, shape, classes), settings, shape, images)
+    flops = passes * forward * settings.train.n_images + taught.flops
+    memory = taught.memory + trained * BYTES_PER_PARAMETER + frozen + saved * share // (2 if half else 1)
     kept = 0
     if codec is not None and settings.codec is not None:
         memory += _codec_memory(codec, share, settings.codec.store)

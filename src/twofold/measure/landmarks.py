@@ -37,6 +37,8 @@ def check_normaliser(normaliser: Normaliser, points: int, where: str = "normalis
         known = " or ".join(map(str, OUTER_EYE_CORNERS))
         what = f"which of these {points} points are the outer eye corners is not known (it is for {known})"
         raise UserError(f"{where}=inter_ocular", what, f"name the two: {where}=[36,45]")
+    if isinstance(normaliser, tuple | list) and normaliser[0] == normaliser[1]:
+        raise UserError(f"{where}={list(normaliser)}", "is the distance of a point to itself", "give two points")
     if isinstance(normaliser, tuple | list) and max(normaliser) >= points:
         what = f"there are {points} points, 0 to {points - 1}"
         raise UserError(f"{where}={list(normaliser)}", what, "give two of them")

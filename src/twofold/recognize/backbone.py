@@ -57,7 +57,8 @@ class Backbone(nn.Module):
     def maps(self, x0: Tensor) -> list[Tensor]:
         """The maps (B, D, h, w) float32 or better of all layers, in their order."""
         with torch.autocast(x0.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            found: list[Tensor] = self.network.backbone(x0)  # type: ignore[operator, union-attr]
+            named: dict[str, Tensor] = self.network.backbone.named_maps(x0)  # type: ignore[operator, union-attr]
+            found = named.values()
         return [one.to(torch.promote_types(x0.dtype, torch.float32)) for one in found]
 
     @torch.no_grad()

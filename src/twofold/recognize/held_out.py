@@ -89,5 +89,7 @@ NO_ROWS = np.zeros(0, np.int64)
 
 
 def _groups(store: Store, rows: np.ndarray) -> np.ndarray | None:
-    """Whose images they are, where that is known: those of one person are drawn again together."""
-    return None if store.groups is None else np.asarray(store.groups[rows])
+    """Whose images they are, where that is known: those of one person are drawn again together. None too where all
+    belong to one, of which draws would be always the same."""
+    groups = None if store.groups is None else np.asarray(store.groups[rows])
+    return None if groups is None or (len(np.unique(groups)) == 1 and groups[0] >= 0) else groups

@@ -47,7 +47,7 @@ class NetworkLandmarker(nn.Module):
         self.flip_pairs = None if flip_pairs is None else [list(pair) for pair in flip_pairs]
         self.heat_sigma, self.quarter_shift, self.unbiased = heat_sigma, quarter_shift, unbiased
         self.flip_test = flip_test and flip_pairs is not None
-        partner = mirror_partners(len(self.point_names), flip_pairs or [])
+        partner = mirror_partners(len(self.point_names), flip_pairs or [], "objective.flip_pairs")
         self.register_buffer("partner", partner, persistent=False)
         self.codec = PixelCodec()
         self.autocast: torch.dtype | None = None

@@ -28,6 +28,13 @@ BITS = (
     "Bits that it takes to send a pixel and channel of a held-out image to somebody who has the model: 8 for raw "
     "pixels; less is better."
 )
+TIME_CAPTIONS = {  # of objectives whose previews are real images and what the model says of them
+    "autoencoder": "Pairs of a held-out image and what comes back of it, after so many training images a row.",
+    "segmentation": "Pairs of a held-out image under its true mask and under the one that was found, after so many "
+    "training images a row. Void is not coloured.",
+    "landmarks": "Pairs of a held-out image with its true points (green) and those found (red), after so many "
+    "training images a row.",
+}
 REAL_CAPTIONS = {
     "test": "Real images of the same data, held out: the model has not seen them.",
     "train": "Real images of the same data: some that the model was trained on, because few or none are held out.",
@@ -53,8 +60,8 @@ def report_run(
     `verdict`. command: what reproduces the page.
     """
     previews = load_previews(run)
-    generates = run.settings().objective.kind != "autoencoder"  # whose previews are real images, and what comes back
-    if images is None and previews and generates:
+    time_caption = TIME_CAPTIONS.get(run.settings().objective.kind, "")
+    if images is None and previews and not time_caption:
         images = torch.from_numpy(previews[-1][1])
         labels = [i % denoiser.classes for i in range(len(images))] if denoiser and denoiser.classes else None
     found = found or {}
@@ -67,6 +74,7 @@ def report_run(
         criteria=criteria,
         log=run.log(),
         over_time=previews,
+        time_caption=time_caption,
         samples=None if images is None else images[:SAMPLES].numpy(),
         sample_classes=None if labels is None else asked_for(labels[:SAMPLES], store, denoiser, names),
         real=real,

@@ -92,7 +92,8 @@ class Report:
     real_caption: which real images they are, where that is known.
     recognition: what a probe found, as its result.json holds it. answers: what an evaluation says of the model's own,
     with "ood" where images of another kind were compared.
-    log: rows of log.jsonl. over_time: (images seen, samples of the same seeds). sample_classes: the class asked for in
+    log: rows of log.jsonl. over_time: (images seen, samples of the same seeds); with a time_caption, what the model
+    says of the same held-out images, as that tells. sample_classes: the class asked for in
     each sample, by name. classes and metrics: as `measure.quality.quality` returns them. meanings: sentences for
     metrics of your own. settings: YAML. command: what reproduces the run. data, machine, versions: names and values.
     notes: sentences at the end of the page.
@@ -103,6 +104,7 @@ class Report:
     criteria: Sequence[Criterion] = ()
     log: Sequence[Mapping[str, Any]] = ()
     over_time: Sequence[tuple[int, Any]] = ()
+    time_caption: str = ""
     samples: Any = None
     sample_classes: Sequence[str] | None = None
     real: Any = None
@@ -184,7 +186,7 @@ def render(content: Report, pictures: Mapping[str, bytes]) -> str:
         sections=_sections(content, pictures, strips),
         overall=_overall(content.criteria),
         criteria=[_criterion(one) for one in content.criteria],
-        captions=CAPTIONS | ({"real": content.real_caption} if content.real_caption else {}),
+        captions=CAPTIONS | {n: c for n, c in (("real", content.real_caption), ("time", content.time_caption)) if c},
         images=dict.fromkeys(CAPTIONS) | {name: _inlined(png, ALT[name](content)) for name, png in pictures.items()},
         strips=strips,
         class_rows={name: _percentages(row) for name, row in content.classes.items()} or {name: {} for name in strips},
@@ -204,7 +206,7 @@ def _sections(content: Report, pictures: Mapping[str, bytes], strips: Mapping[st
     there = {
         "verdict": ("Verdict", content.criteria),
         "loss": ("Loss", "loss" in pictures),
-        "time": ("Samples over training time", "time" in pictures),
+        "time": (f"{'Held-out images' if content.time_caption else 'Samples'} over training time", "time" in pictures),
         "samples": (
             "Generated beside real images" if both else "Generated images" if "samples" in pictures else "Real images",
             "samples" in pictures or "real" in pictures,
@@ -315,7 +317,10 @@ def _loss_words(content: Report) -> str:
 
 ALT = {
     "loss": _loss_words,
-    "time": lambda content: f"Samples at {min(len(content.over_time), CHECKPOINTS)} moments of training, one row each",
+    "time": lambda content: (
+        f"{'Held-out images' if content.time_caption else 'Samples'} at "
+        f"{min(len(content.over_time), CHECKPOINTS)} moments of training, one row each"
+    ),
     "samples": lambda content: (
         f"Grid of {min(len(content.samples), ROWS * _columns(content.samples))} generated images"
     ),

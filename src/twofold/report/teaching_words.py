@@ -191,7 +191,7 @@ def effort_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
                 "parameters": "" if parameters is None else f"{parameters:,}",
                 "images": "" if images is None else f"{images:,}",
                 "before": f"after {before['n_images']:,} with the teacher" if taught else "",
-                "lr": "" if lr is None else f"{lr:g}",
+                "lr": "" if lr is None else f"{lr:g}{', head alone' if arm.get('freeze') else ''}",
                 "tried": _tried(arm.get("tried") or {}, result["measure"]),
                 "flops": "" if arm.get("flops") is None else flops_text(arm["flops"]),
                 "seconds": "" if seconds is None else time_text(seconds),
@@ -201,7 +201,7 @@ def effort_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _tried(tried: Mapping[str, float | None], measure: str) -> str:
-    """Learning rates that were tried and what they came to on the validation part; nothing for one."""
+    """What was tried and what it came to on the validation part; nothing for one way."""
     if len(tried) < 2:
         return ""
     said = (f"{lr}: {'not known' if value is None else shown(measure, value)}" for lr, value in tried.items())

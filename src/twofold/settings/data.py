@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from ..errors import nearest
 from .base import Settings
-from .faces import MIRRORED
+from .faces import pairs_named
 from .size import Size
 
 OF_LABELS = (  # settings about what an image shows, which `unlabelled` images do not tell
@@ -133,13 +132,7 @@ class DataSettings(Settings):
     @field_validator("flip_pairs", mode="before")
     @classmethod
     def _known_faces(cls, value: Any) -> Any:
-        """A name stands for its pairs; on the command line it comes as a list of one."""
-        name = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if not isinstance(name, str):
-            return value
-        if name not in MIRRORED:
-            raise ValueError(f"there are no flip pairs called {name!r}; {nearest(name, MIRRORED)}")
-        return MIRRORED[name]
+        return pairs_named(value)
 
     @field_validator("annotated")
     @classmethod

@@ -46,6 +46,9 @@ class Distill(Settings):
         if self.student_layers and len(self.student_layers) != len(self.teacher_layers):
             given = f"{len(self.student_layers)} student_layers for {len(self.teacher_layers)} teacher_layers"
             raise ValueError(f"{given}; give one for each")
+        if self.warp.crop is not None:
+            what = "warp.crop gives the teacher images of another size than those of the data"
+            raise ValueError(f"{what}; use warp.scale and warp.shift, or crop the student's view by student_warp.crop")
         if self.cache == "pooled" and any(loss.kind in ("dense", "attention") for loss in self.losses):
             raise ValueError(
                 "cache=pooled keeps no maps, which losses of kind dense and attention need; use cache=maps"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..errors import nearest
+
 Pairs = list[tuple[int, int]]
 
 
@@ -38,3 +42,16 @@ WFLW98: Pairs = [
     (96, 97),
 ]
 MIRRORED: dict[str, Pairs] = {"ibug68": IBUG68, "wflw98": WFLW98}
+
+
+def pairs_named(value: Any) -> Any:
+    """The pairs that a name stands for (on the command line it comes as a list of one); any other value as it is.
+
+    Raises `ValueError` for an unknown name.
+    """
+    name = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(name, str):
+        return value
+    if name not in MIRRORED:
+        raise ValueError(f"there are no flip pairs called {name!r}; {nearest(name, MIRRORED)}")
+    return MIRRORED[name]

@@ -58,6 +58,9 @@ class KD(Settings):
 
     kind: Literal["kd"] = "kd"
     teacher: str = Field(min_length=1, description="the trained classifier: RUN, RUN@SNAPSHOT or a file")
+    sigma: float | None = Field(
+        None, gt=0, description="the teacher is a denoiser, whose maps of clean images at this noise level are followed"
+    )
     losses: tuple[KDLoss, ...] = Field((SoftTargets(),), min_length=1, description="how it is followed; summed")
     teacher_layers: tuple[str, ...] = Field(
         (),
@@ -82,6 +85,10 @@ class KD(Settings):
         if bool(theirs) != bool(mine) or (theirs != mine and not several):
             raise ValueError(f"{mine} student_layers for {theirs} teacher_layers; give one for each, or neither")
         kinds = [loss.kind for loss in self.losses]
+        if self.sigma is not None and {"soft", "logits"} & {*kinds}:
+            raise ValueError(
+                f"sigma={self.sigma:g} is of a denoiser, which has no logits; give losses of maps, such as hint"
+            )
         if kinds.count("crd") > 1:
             raise ValueError("losses has crd twice; one memory is enough")
         return self

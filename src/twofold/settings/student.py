@@ -116,6 +116,7 @@ class PoolHeadSettings(Settings):
 
     kind: Literal["pool"] = "pool"
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the linear layer")
+    grid: int = Field(1, ge=1, le=8, description="means over the parts of a grid of so many by so many; 1 = one mean")
 
 
 class FCNHeadSettings(Settings):
@@ -170,3 +171,10 @@ class StudentSettings(Settings):
     classes: int | None = Field(
         None, ge=0, description="classes of images or of pixels, or points; null = those of the data; 0 without a head"
     )
+    freeze: bool = Field(False, description="train the head alone; with head.kind=pool that is a linear probe")
+
+    @model_validator(mode="after")
+    def _a_head_to_train(self) -> StudentSettings:
+        if self.freeze and self.head is None:
+            raise ValueError("freeze=true trains the head alone, and there is none; give network.head.kind")
+        return self

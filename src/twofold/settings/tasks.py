@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Settings
+from .faces import pairs_named
 from .warp import WarpSettings
 
 HEADS = {  # {objective.kind: kinds of the head of a student that it trains}
@@ -16,6 +17,7 @@ HEADS = {  # {objective.kind: kinds of the head of a student that it trains}
     "segmentation": ("fcn", "bisenet"),
     "landmarks": ("deconv", "fuse"),
 }
+SMALLEST_UNBIASED = 0.2  # cells: bumps reach three deviations, and the nearest cell is up to 1/2 away on either axis
 OUTER_EYE_CORNERS = {98: (60, 72), 68: (36, 45)}  # of WFLW's and iBUG's points: the inter-ocular distance
 
 Normaliser = (
@@ -52,7 +54,9 @@ class Landmarks(Settings):
     flip_test: bool = Field(
         True, description="heat maps of an image and its mirror image are averaged, where the data has flip_pairs"
     )
-    flip_pairs: list[tuple[int, int]] | None = Field(None, description="those pairs; null = those of the data")
+    flip_pairs: list[tuple[int, int]] | None = Field(
+        None, description="those pairs, or ibug68 or wflw98; null = those of the data"
+    )
     normaliser: Normaliser | None = Field(
         None,
         description="what errors are divided by: inter_ocular, box (sqrt of the points' bounding box), two points, or "
@@ -61,10 +65,18 @@ class Landmarks(Settings):
     threshold: float = Field(0.1, gt=0, description="normalised error above which an image counts as failed")
     warp: WarpSettings = Field(WarpSettings(), description="augmentation of images and their points together")
 
+    @field_validator("flip_pairs", mode="before")
+    @classmethod
+    def _known_faces(cls, value: Any) -> Any:
+        return pairs_named(value)
+
     @model_validator(mode="after")
     def _of_points(self) -> Landmarks:
         if self.warp.cat_max_ratio is not None:
             raise ValueError("warp.cat_max_ratio is about masks; leave it out for key points")
+        if self.unbiased and self.heat_sigma < SMALLEST_UNBIASED:
+            what = f"heat_sigma={self.heat_sigma:g} with unbiased=true makes bumps that lie between the cells"
+            raise ValueError(f"{what}; give at least {SMALLEST_UNBIASED:g}")
         if isinstance(self.normaliser, tuple) and self.normaliser[0] == self.normaliser[1]:
             raise ValueError(
                 f"normaliser={list(self.normaliser)} is the distance of a point to itself; give two points"

@@ -36,6 +36,11 @@ class FinetuneSettings(Settings):
 
     objective: TaskObjective = Supervised()
     head: HeadSettings
+    freeze: bool | Literal["try"] = Field(
+        False,
+        description="train the head alone, of every student alike (with head.kind=pool a linear probe); try: both ways, "
+        "at every learning rate; the best on the validation part counts",
+    )
     train: LoopSettings = LoopSettings()
     lrs: tuple[PositiveFloat, ...] = Field(
         (), description="learning rates to try, for each student alike; the best on the validation part counts"
@@ -101,6 +106,12 @@ class TeachingSettings(Settings):
             )
         if kind == "kd" and (self.pretrain is not None or self.student is not None):
             raise ValueError("finetune.objective.kind=kd has a teacher of its own; leave pretrain and student out")
+        if getattr(self.finetune.objective, "multi_label", False):
+            raise ValueError("finetune.objective.multi_label=true is not for task=classify, which is about one class")
+        if self.student is not None and self.pretrain is not None:
+            raise ValueError(
+                f"student={self.student} was taught before; leave the teacher out (pretrain=null), or leave student out"
+            )
         taught = self.pretrain is not None or self.student is not None or kind == "kd"
         if not taught and self.stage != "scratch":
             raise ValueError(

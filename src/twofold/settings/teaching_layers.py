@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import UserError
 from .data import one_choice
 from .presets import DISTILL, open_preset, preset_names
 from .resolve import Layer
@@ -23,7 +24,7 @@ def layers_of(words: list[str], given: Mapping[str, Any]) -> tuple[list[Layer], 
     opened = open_preset(preset, DISTILL)
     layers: list[Layer] = [(name, _in_data(values)) for name, values in (*opened.layers, ("command line", given))]
     if teacher is not None:
-        layers.append(("command line", _taught_by(teacher, layers)))
+        layers.append(("command line", _taught_by(teacher, layers, given)))
     elif given.get("student") is not None or given.get("stage") == "scratch":
         layers.append(("command line", {"pretrain": None}))
     return layers, opened.name
@@ -37,7 +38,7 @@ def told_apart(words: list[str], task: str) -> tuple[str | None, str]:
     return (words[0] if words else None), (words[1] if len(words) > 1 else DEFAULTS.get(task, "classify"))
 
 
-def _taught_by(teacher: str, layers: list[Layer]) -> dict[str, Any]:
+def _taught_by(teacher: str, layers: list[Layer], given: Mapping[str, Any]) -> dict[str, Any]:
     """Where the teacher belongs: into the distillation, or into the task where a classifier teaches."""
     kind = None
     for _, values in layers:
@@ -46,7 +47,10 @@ def _taught_by(teacher: str, layers: list[Layer]) -> dict[str, Any]:
         )
         kind = (objective or {}).get("kind", kind) if isinstance(objective, Mapping) else kind
     if kind == "kd":
-        return {"finetune": {"objective": {"teacher": teacher}}}
+        own = {"finetune": {"objective": {"teacher": teacher}}}
+        return own if "pretrain" in given else {**own, "pretrain": None}
+    if "pretrain" in given and given["pretrain"] is None:
+        raise UserError("pretrain=null", f"leaves {teacher} nothing to teach", "leave one of them out")
     return {"pretrain": {"objective": {"teacher": teacher}}}
 
 

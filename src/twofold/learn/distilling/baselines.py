@@ -51,8 +51,27 @@ class Running:
         self.mean, self.steps = memory[f"{name}.mean"].cpu().clone(), memory[f"{name}.steps"].cpu().clone()
 
 
+def several() -> bool:
+    """Whether other processes train with this one."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def everyones(images: Tensor, bins: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
+    """These of all processes, one behind the other, and where those of this one begin; all have equally many."""
+    if not several():
+        return (images, bins), 0
+    parts = gather_object([(images.cpu(), bins.cpu())])
+    joined = torch.cat([part[0] for part in parts]).to(images.device), torch.cat([part[1] for part in parts])
+    return joined, first_of_mine(len(joined[1]))
+
+
+def first_of_mine(count: int) -> int:
+    """Where this process's share of so many begins."""
+    return distributed.get_rank() * (count // distributed.get_world_size()) if several() else 0
+
+
 def summed(found: Tensor) -> Tensor:
     """The sum of this tensor over all processes."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not several():
         return found
     return torch.stack(gather_object([found])).sum(0)

@@ -25,6 +25,7 @@ from ..inherit import place_of
 from .afd import AFD
 from .crd import CRD
 from .losses import Losses, pooled
+from .teacher import Teacher
 from .watch import watched
 
 Pairs = tuple[list[str], list[str]]  # names of the teacher's layers, of the student's
@@ -49,7 +50,7 @@ class ClassifierTeacher:
         where = f"objective.teacher={source}"
         model = answering(load(*place_of(source)))  # type: ignore[arg-type]
         if not isinstance(model, NetworkClassifier | JointClassifier):
-            hint = "give the run of a classifier; a denoiser teaches with objective.kind=distill"
+            hint = "give that of one; a denoiser teaches with objective.kind=distill, or here with objective.sigma=0.1"
             raise UserError(where, "is no classifier of images", hint)
         if not isinstance(model.codec, PixelCodec):
             raise UserError(where, "works on latents, its student sees pixels", "give a classifier of pixels")
@@ -83,6 +84,39 @@ class ClassifierTeacher:
         self.model.to(x0.device)
         logits, maps = watched(lambda: self.model.logits(x0, 0.0), self.layers, layers)
         return Said(logits if self.order is None else logits[:, self.order.to(logits.device)], maps)
+
+
+class DenoiserTeacher:
+    """The same of a denoiser, which has no logits: its maps of clean images at one noise level.
+
+    layers: names, () for the one that `Teacher` takes. Raises `UserError` as that does, and for a level it has not.
+    """
+
+    def __init__(self, source: str, layers: Sequence[str], sigma: float, shape: tuple[int, int, int]) -> None:
+        self.teacher, self.sigma = Teacher(source, layers, "clean", shape), sigma
+        self.model: Any = self.teacher.denoiser
+        low, high = self.model.sigma_range
+        if not low <= sigma <= high:
+            raise UserError(f"objective.sigma={sigma:g}", f"outside [{low:.4g}, {high:.4g}], the teacher's levels")
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        return dict(zip(self.teacher.names, self.teacher.layers, strict=True))
+
+    def __call__(self, x0: Tensor, layers: Sequence[str]) -> Said:
+        self.model.to(x0.device)
+        sigma = torch.full((len(x0),), self.sigma, dtype=torch.float64)
+        maps = self.teacher.maps(x0, sigma, None)
+        return Said(x0.new_zeros((len(x0), 0)), dict(zip(self.teacher.names, maps, strict=True)))
+
+
+def kd_teacher(
+    settings: KD, class_names: Sequence[str], shape: tuple[int, int, int]
+) -> ClassifierTeacher | DenoiserTeacher:
+    """The teacher that these settings name."""
+    if settings.sigma is not None:
+        return DenoiserTeacher(settings.teacher, settings.teacher_layers, settings.sigma, shape)
+    return ClassifierTeacher(settings.teacher, class_names, shape)
 
 
 class Terms(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ...errors import UserError
 from ...networks.policy import policy_network, task_head
 from ...settings.selection import ExpectationSelection, PolicySelection
-from .baselines import Running, others_mean, summed
+from .baselines import Running, everyones, first_of_mine, others_mean, summed
 from .choice import Choice, Selection
 from .rewards import infonce_reward, least_squares_reward, task_reward
 
@@ -46,6 +46,7 @@ class Learned(Selection):
         self.task_head = task_head(width, classes, settings.task_divisor) if settings.reward == "task" else None
         self.shown = Running(bins, SHOWN_DECAY)
         self._told: list[tuple[int, Tensor]] = []  # of this step's parts: images, what `observe` takes in
+        self._each: float | None = None  # images of the step for each labelled one
 
     def pick(self, x0: Tensor, u: Tensor, seen: float) -> Choice:
         assert self.policy is not None and self.sigmas is not None
@@ -88,8 +89,17 @@ class Learned(Selection):
         sums = [log_probs.detach().exp().sum(0), *further]
         self._told.append((len(log_probs), torch.cat([part.detach().cpu().double() for part in sums])))
 
-    def begin(self) -> None:
+    def _factor(self, known: Tensor) -> Tensor:
+        """(B,) on what is found of images with a reward, so that the step's mean holds the mean over these; of a part
+        that is by itself where nobody said how many the step has.
+        """
+        if self._each is None or self.settings.reward == "infonce":
+            return len(known) / known.sum().clamp(min=1) * known
+        return self._each * known
+
+    def begin(self, labelled: float | None = None) -> None:
         self._told.clear()
+        self._each = labelled
 
     def observe(self, count: int) -> None:
         found, images = torch.zeros(0), 0
@@ -130,7 +140,7 @@ class Expectation(Learned):
         log_probs, every = choice.log_probs, every.detach().to(choice.log_probs.dtype)
         total, chances = self._entropy(log_probs, seen), log_probs.exp()
         known = self._known(label)
-        scale = len(label) / known.sum().clamp(min=1) * known
+        scale = self._factor(known)
         logits = [None] * len(every)
         if self.task_head is not None:
             told = self.task_head(every.flatten(0, 1))
@@ -155,7 +165,8 @@ class Policy(Learned):
         super().__init__(settings, sigmas, shape, width, classes)
         self.overall = Running(1, settings.baseline_decay)
         self.of_bins = Running(len(sigmas), settings.baseline_decay)
-        self._before: tuple[Tensor, Tensor] | None = None  # images and bins of the last step, for `student`
+        self._before: tuple[Tensor, Tensor] | None = None  # images and bins of the whole last step, for `student`
+        self._first = 0  # which of them is this process's first
         self._now: list[tuple[Tensor, Tensor]] = []  # of this step's parts
 
     def losses(
@@ -173,7 +184,7 @@ class Policy(Learned):
         if self.settings.reward == "student":
             return total + self._delayed(choice, label, student)
         known, logits = self._known(label), None
-        scale = len(label) / known.sum().clamp(min=1) * known
+        scale = self._factor(known)
         if self.task_head is not None:
             told = self.task_head(z)
             each = functional.cross_entropy(told, label, ignore_index=-1, reduction="none")
@@ -184,13 +195,17 @@ class Policy(Learned):
         return total - scale * taken * (reward - self._baseline(reward, known, bin))
 
     def _baseline(self, reward: Tensor, known: Tensor, bin: Tensor) -> Tensor:
-        """(B,); until there is a running mean, that of the batch."""
-        kind = self.settings.baseline
+        """(B,); until there is a running mean, that of the batch. An image that is the only one with a label is held
+        against the running mean, or else against itself: without that it would have no baseline at all.
+        """
+        kind, alone = self.settings.baseline, int(known.sum()) < 2
         if kind == "none":
             return torch.zeros_like(reward)
-        if kind == "batch" or not bool(self.overall.known):
+        if not bool(self.overall.known):
+            return reward if alone else others_mean(reward, known)
+        if kind == "batch" and not alone:
             return others_mean(reward, known)
-        if kind == "running":
+        if kind == "batch" or kind == "running":
             return self.overall.mean.to(reward).expand_as(reward)
         means = torch.where(self.of_bins.known, self.of_bins.mean, self.overall.mean)
         return means.to(reward)[bin]
@@ -222,7 +237,7 @@ class Policy(Learned):
             self._tell(log_probs, zero, zero)
             return log_probs.sum() * 0
         images, every = self._before
-        at = (passed + torch.arange(len(label))) % len(every)
+        at = (self._first + passed + torch.arange(len(label))) % len(every)
         bins = every[at].to(log_probs.device)
         reward = least_squares_reward(student.detach().float(), label, self.classes, self.settings.ridge)
         reward = (reward.sum() / known).to(log_probs).expand(len(bins))
@@ -233,8 +248,8 @@ class Policy(Learned):
         usual = reward if first else self._baseline(reward, torch.ones_like(bins, dtype=torch.bool), bins)
         return -(taken * (reward - usual)).mean()
 
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, labelled: float | None = None) -> None:
+        super().begin(labelled)
         self._now.clear()
 
     def observe(self, count: int) -> None:
@@ -247,7 +262,7 @@ class Policy(Learned):
         self._now.clear()
         if kept and self.settings.reward == "student":
             seen, bins = zip(*kept, strict=True)
-            self._before = torch.cat(seen), torch.cat(bins)
+            self._before, self._first = everyones(torch.cat(seen), torch.cat(bins))
 
     def memory(self) -> dict[str, Tensor]:
         found = super().memory() | self.overall.memory("overall") | self.of_bins.memory("bins")
@@ -261,6 +276,7 @@ class Policy(Learned):
         self.of_bins.remember(memory, "bins")
         if "before.bins" in memory:
             self._before = memory["before.images"].clone(), memory["before.bins"].cpu().clone()
+            self._first = first_of_mine(len(self._before[1]))
 
 
 def learned(

@@ -3,8 +3,8 @@
     loss = label_weight * mean over labelled images of CE(f(view), label)
          + mean over all images of the sum of losses against the teacher             (see `distilling.classifiers`)
 
-MixUp (Zhang et al. 2018) mixes views and labels; the teacher sees the mixed view. Of held-out images it is the
-cross-entropy alone.
+The teacher may be a denoiser: RepFusion's variant of one stage. MixUp (Zhang et al. 2018) mixes views and labels; the
+teacher sees the mixed view. Of held-out images it is the cross-entropy alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...data.vary import MIX_DRAWS, mix
 from ...recognize.classifier import NetworkClassifier
 from ...settings.kd import KD
 from ..batches import U_AUGMENT, Batch
-from ..distilling.classifiers import ClassifierTeacher, Said, Terms
+from ..distilling.classifiers import ClassifierTeacher, DenoiserTeacher, Said, Terms, kd_teacher
 from ..distilling.crd import CRD
 from ..distilling.watch import watched
 from .base import Objective
@@ -39,7 +39,7 @@ class KDObjective(Objective):
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.network = classifier.network
-        self._held = (ClassifierTeacher(settings.teacher, classifier.class_names, classifier.shape),)
+        self._held = (kd_teacher(settings, classifier.class_names, classifier.shape),)
         terms = Terms(settings, self.teacher.layers, classifier.layers)
         self.helpers = nn.ModuleDict({"terms": terms})
         self._terms = (terms,)
@@ -47,9 +47,10 @@ class KDObjective(Objective):
         self._u_mix = U_AUGMENT + (AFFINE_DRAWS if settings.affine else 2)  # two for its shift
         self.uniforms = self._u_mix + MIX_DRAWS + 1  # the last draws negatives
         self._each = 1.0
+        self.to(next(classifier.network.parameters()).device)
 
     @property
-    def teacher(self) -> ClassifierTeacher:
+    def teacher(self) -> ClassifierTeacher | DenoiserTeacher:
         return self._held[0]
 
     @property

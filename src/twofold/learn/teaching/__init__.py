@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...data import Store, open_store
 from ...errors import UserError
 from ...files import atomic_json
@@ -29,13 +31,14 @@ from ..classes import class_names
 from ..crew import Crew, Watch
 from ..estimate import estimate
 from ..experiment import PARTS, RECORD, RESULT, Experiment, moved
-from ..inherit import place_of, student_model
+from ..inherit import student_model
 from ..parts import Part, Parts
 from ..training import complete, make_accelerator, train, versions
 from . import cost, recipes
+from .checks import backbone_of, check_given, check_training, known_rows
 from .judge import LESS, MAIN, judge, pictures
 
-__all__ = ["Teaching", "run"]
+__all__ = ["Teaching", "backbone_of", "prepare", "run"]
 
 MODEL_FILE = "model.safetensors"
 TAUGHT, SCRATCH, EQUAL = "taught", "scratch", "equal compute"
@@ -49,13 +52,24 @@ ARMS = {
 TEST = 2  # the code of the test part
 
 
+@dataclass(frozen=True)
+class Try:
+    """How the task is learned. freeze: the head alone."""
+
+    lr: float
+    freeze: bool
+
+    def __str__(self) -> str:
+        return f"{self.lr:g}{', head alone' if self.freeze else ''}"
+
+
 @dataclass
 class Arm:
-    """One way to the task. run: of the student that counts. tried: {learning rate: what it came to on validation}."""
+    """One way to the task. run: of the student that counts, best: how it learned. tried: {how: its validation}."""
 
     run: Part
     n_images: int
-    lr: float
+    best: Try
     flops: float
     tried: dict[str, float | None] = field(default_factory=dict)
 
@@ -131,22 +145,18 @@ class Teaching(Experiment):
         s, kinds = self.settings, ("labels", "masks", "points")
         kind = kinds[list(MAIN).index(s.task)]
         for settings in self.trainings():
-            self._complete(settings)
-        if self.settings.pretrain is not None:
-            self.pretraining_flops()  # opens the teacher
+            check_training(self._complete(settings), self._store_of(settings), self.store.shape[0])
+        if self.given is not None:
+            check_given(str(s.student), self.given.shape[0], self.store.shape[0])
+        _ = self.task_flops, self.teacher if s.stage != "scratch" else None  # builds the head, and opens the teacher
         if not len(self._known("train")):
             raise UserError(f"data={s.data.source}", f"no training image has {kind}", f"task={s.task} learns from them")
-        if s.finetune.lrs and not len(self._known("validation")):
-            hint = "set data.validation_share, or leave finetune.lrs out"
-            raise UserError("finetune.lrs", f"no validation image has {kind} to choose by", hint)
+        if len(self._tries()) > 1 and not len(self._known("validation")):
+            hint = "set data.validation_share, or leave finetune.lrs and finetune.freeze=try out"
+            raise UserError("finetune", f"no validation image has {kind} to choose by", hint)
 
-    def _known(self, split: str) -> Any:
-        """Rows of a part of the data of which the task knows what is right."""
-        store = self.store
-        rows: Any = store.indices(split) if split == "train" or (store.codes == 1).any() else []
-        if self.settings.task == "classify":
-            return [row for row in rows if store.labels[row] >= 0]
-        return store.annotated_rows("train") if split == "train" else rows
+    def _known(self, split: str) -> np.ndarray:
+        return known_rows(self.store, self.settings.task, split)
 
     def trainings(self) -> list[TrainSettings]:
         """Every kind of training run there will be, each once."""
@@ -164,36 +174,44 @@ class Teaching(Experiment):
         s = self.settings
         found: list[tuple[str, int, float, int | None]] = []
         settings = self._complete(recipes.task(s, self.backbone, None, taught=False))
-        size = estimate(settings, self.store.shape, class_names(settings, self.store)).parameters
-        n, tries = s.finetune.train.n_images, max(1, len(s.finetune.lrs))
-        if s.stage != "scratch" and self.pretraining_flops():
+        size = estimate(settings, self.store.shape, class_names(settings, self.store), teacher=False).parameters
+        n, tries = s.finetune.train.n_images, len(self._tries())
+        if s.stage != "scratch" and self.pretraining_flops:
             assert s.pretrain is not None
-            found.append(("pretrain", s.pretrain.train.n_images, self.pretraining_flops(), None))
-        for name in ARMS[s.stage]:
-            images = n * tries if name != EQUAL else n + self._extra_images()
-            found.append((name, images, images * self.task_flops, size))
+            found.append(("pretrain", s.pretrain.train.n_images, self.pretraining_flops, None))
+        for name in self._arms():
+            each = n if name != EQUAL else n + self._extra_images()
+            times = tries if name != EQUAL or s.stage == "equal" else 1
+            flops = each * self.task_flops + (self.kd_flops if name == TAUGHT else 0.0)
+            found.append((name, each * times, flops * times, size))
         return found
 
+    def _arms(self) -> list[str]:
+        """Ways to the task that the stage asks for, without what would be the same as `scratch`."""
+        return [name for name in ARMS[self.settings.stage] if name != EQUAL or self._extra_images()]
+
     def _complete(self, settings: TrainSettings) -> TrainSettings:
-        store = self.store if settings.data == self.settings.data else open_store(settings.data)
-        return complete(settings, store, Run(self.parts.folder / "not-made-yet"))
+        return complete(settings, self._store_of(settings), Run(self.parts.folder / "not-made-yet"))
+
+    def _store_of(self, settings: TrainSettings) -> Store:
+        return self.store if settings.data == self.settings.data else open_store(settings.data)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
     def stages(self) -> None:
         """Teaches, and learns the task in every way that the stage asks for."""
         s = self.settings
-        if s.stage != "scratch" and s.pretrain is not None and s.student is None:
+        if s.stage != "scratch" and s.pretrain is not None:
             self.pretrained = self._pretrain()
-        for name in ARMS[s.stage]:
+        for name in self._arms():
             if name == TAUGHT:
                 self.arms[name] = self._arm(TAUGHT, self._start())
             elif name == SCRATCH:
                 self.arms[name] = self._arm(SCRATCH, None)
-            elif self._extra_images():
+            else:
                 n_images = s.finetune.train.n_images + self._extra_images()
-                lr = self.arms[SCRATCH].lr if SCRATCH in self.arms else None
-                self.arms[name] = self._arm("equal", None, n_images, lr)
+                known = self.arms[SCRATCH].best if SCRATCH in self.arms else None
+                self.arms[name] = self._arm("equal", None, n_images, known)
 
     def _start(self) -> Path | None:
         """The run that the taught student begins with; None where a classifier teaches it in its task."""
@@ -203,43 +221,50 @@ class Teaching(Experiment):
 
     def _pretrain(self) -> Part:
         settings = recipes.pretraining(self.settings, self.backbone)
-        return self._trained("backbone", settings, {"teacher": self._teacher_key()}, "the student imitates its teacher")
+        return self._trained("backbone", settings, {"teacher": self._teacher_key}, "the student imitates its teacher")
 
+    @property
     def _teacher_key(self) -> str:
-        objective: Any = (
-            self.settings.pretrain.objective if self.settings.pretrain else self.settings.finetune.objective
-        )
-        return model_hash(load(*place_of(objective.teacher)))
+        assert self.teacher is not None
+        return self.teacher.key
 
-    def _arm(self, name: str, start: Path | None, n_images: int | None = None, lr: float | None = None) -> Arm:
-        """The task from one beginning: every learning rate that is to be tried, of which the best counts."""
+    def _arm(self, name: str, start: Path | None, n_images: int | None = None, best: Try | None = None) -> Arm:
+        """The task from one beginning: every way that is to be tried (or this one), of which the best counts."""
         s, taught = self.settings, name == TAUGHT
-        rates = (lr,) if lr is not None else s.finetune.lrs or (s.finetune.train.lr,)
         facts: dict[str, Any] = {} if start is None else {"start": self._start_key()}
         if taught and s.finetune.objective.kind == "kd":
-            facts["teacher"] = self._teacher_key()
+            facts["teacher"] = self._teacher_key
         runs, found = {}, {}
-        for rate in rates:
-            settings = recipes.task(s, self.backbone, str(start) if start else None, rate, n_images, taught)
-            said = f"{name}{f', learning rate {rate:g}' if len(rates) > 1 else ''}"
-            runs[rate] = self._trained(f"{name.replace(' ', '-')}-run", settings, facts, f"the task: {said}")
-            found[rate] = (Run(runs[rate].path).result() or {}).get("metrics", {}).get(MAIN[s.task])
-        best = rates[0] if len(rates) == 1 else self._best(found)
+        tries = [best] if best is not None else self._tries()
+        for tried in tries:
+            begin = str(start) if start else None
+            settings = recipes.task(s, self.backbone, begin, tried.lr, n_images, taught, tried.freeze)
+            said = f"{name}, {tried}" if len(tries) > 1 else name
+            runs[tried] = self._trained(f"{name.replace(' ', '-')}-run", settings, facts, f"the task: {said}")
+            found[tried] = (Run(runs[tried].path).result() or {}).get("metrics", {}).get(MAIN[s.task])
+        best = tries[0] if len(tries) == 1 else self._best(found)
         n = n_images or s.finetune.train.n_images
-        return Arm(runs[best], n, best, n * self.task_flops, {f"{rate:g}": value for rate, value in found.items()})
+        flops = n * self._step_flops(best.freeze)
+        return Arm(runs[best], n, best, flops, {str(tried): value for tried, value in found.items()})
 
-    def _best(self, found: dict[float, float | None]) -> float:
-        """The learning rate whose validation is best; the first one that is there of equals."""
+    def _tries(self) -> list[Try]:
+        """Every way to learn the task from one beginning that is to be tried."""
+        part = self.settings.finetune
+        frozen = (False, True) if part.freeze == "try" else (part.freeze,)
+        return [Try(lr, freeze) for freeze in frozen for lr in part.lrs or (part.train.lr,)]
+
+    def _best(self, found: dict[Try, float | None]) -> Try:
+        """That whose validation is best; the first one that is there of equals."""
         sign = -1 if MAIN[self.settings.task] in LESS else 1
-        known = {rate: value for rate, value in found.items() if value is not None}
-        return max(known, key=lambda rate: sign * known[rate]) if known else next(iter(found))
+        known = {tried: value for tried, value in found.items() if value is not None}
+        return max(known, key=lambda tried: sign * known[tried]) if known else next(iter(found))
 
     def _start_key(self) -> str:
         return self.pretrained.content if self.pretrained is not None else model_hash(self.given)
 
     def _trained(self, kind: str, settings: TrainSettings, facts: dict[str, Any], title: str) -> Part:
         """A training run, made by all processes; its name says its settings, its images and what it began with."""
-        store = self.store if settings.data == self.settings.data else open_store(settings.data)
+        store = self._store_of(settings)
         places: Any = {"data": {"source", "labels"}, "init_from": True, "objective": {"teacher"}}
         plain = settings.model_dump(mode="json", exclude=places)
         inputs = {"settings": plain, "images": store.training_hash, **facts}
@@ -256,22 +281,40 @@ class Teaching(Experiment):
     @cached_property
     def task_flops(self) -> float:
         """FLOPs of one image in a training step of the task."""
-        settings = self._complete(recipes.task(self.settings, self.backbone, None, taught=False))
-        return cost.training_flops(settings, self.store.shape, class_names(settings, self.store))
+        return self._step_flops(self._tries()[0].freeze)
 
-    def pretraining_flops(self) -> float:
-        """FLOPs of the whole pre-training; 0 where there is none here."""
-        return self._pretraining_flops if self.settings.pretrain is not None and self.settings.student is None else 0.0
+    def _step_flops(self, freeze: bool) -> float:
+        """The same where the head alone is trained, or all of it."""
+        settings = self._complete(recipes.task(self.settings, self.backbone, None, taught=False, freeze=freeze))
+        return cost.student_flops(settings, self.store) / settings.train.n_images
 
     @cached_property
-    def _pretraining_flops(self) -> float:
+    def teacher(self) -> cost.Taught | None:
+        """The teacher of this experiment, which is opened for that; None where it has none of its own."""
+        s = self.settings
+        if s.pretrain is None and s.finetune.objective.kind != "kd":
+            return None
+        teaches = recipes.task(s, self.backbone, None) if s.pretrain is None else recipes.pretraining(s, self.backbone)
+        settings = self._complete(teaches)
+        return cost.taught(settings, self._store_of(settings))
+
+    @cached_property
+    def pretraining_flops(self) -> float:
+        """FLOPs of the whole pre-training, the teacher's passes counted; 0 where there is none here."""
+        if self.settings.pretrain is None or self.teacher is None:
+            return 0.0
         settings = self._complete(recipes.pretraining(self.settings, self.backbone))
-        return cost.pretraining_flops(settings, open_store(settings.data))
+        return cost.student_flops(settings, self._store_of(settings)) + self.teacher.flops
+
+    @property
+    def kd_flops(self) -> float:
+        """FLOPs of the passes of a classifier that teaches in the task; 0 without one."""
+        return self.teacher.flops if self.teacher is not None and self.settings.pretrain is None else 0.0
 
     def _extra_images(self) -> int:
-        """Images of the task that cost as much as the pre-training, in whole steps."""
+        """Images of the task that cost as much as being taught, in whole steps."""
         batch = self.settings.finetune.train.batch_size
-        return round(self.pretraining_flops() / self.task_flops / batch) * batch
+        return round((self.pretraining_flops + self.kd_flops) / self.task_flops / batch) * batch
 
     # -- what came of it ------------------------------------------------------------------------------------------
 
@@ -315,13 +358,14 @@ class Teaching(Experiment):
     def _row(self, name: str, judged: dict[str, Any]) -> dict[str, Any]:
         arm = self.arms[name]
         trained = json.loads((arm.run.path / "result.json").read_text("utf-8"))
-        taught = self.pretraining_flops() if name == TAUGHT else 0.0
+        taught = self.pretraining_flops + self.kd_flops if name == TAUGHT else 0.0
         return {
             **judged,
             "run": str(arm.run.path),
             "parameters": trained["parameters"],
             "n_images": arm.n_images,
-            "lr": arm.lr,
+            "lr": arm.best.lr,
+            "freeze": arm.best.freeze,
             "tried": arm.tried,
             "flops": arm.flops + taught,
             "seconds": trained["seconds"],
@@ -342,7 +386,7 @@ class Teaching(Experiment):
                 if row["kind"] == "validation" and "loss" in row
             ],
             "n_images": trained["n_images"],
-            "flops": self.pretraining_flops(),
+            "flops": self.pretraining_flops,
             "seconds": trained["seconds"],
         }
 
@@ -350,18 +394,3 @@ class Teaching(Experiment):
         """Some test images with what every student says of them; {} where there is none of either."""
         rows = self._test_rows()
         return pictures(self._models, self.store, rows, 64) if len(rows) and self._models else {}
-
-
-def backbone_of(source: str) -> str:
-    """The run of a student: the source itself, or the backbone of an experiment in that folder.
-
-    Raises `UserError` where an experiment has none yet.
-    """
-    folder = Path(source)
-    if not (folder / RECORD).is_file():
-        return source
-    try:
-        made = json.loads((folder / RESULT).read_text("utf-8"))["pretraining"]
-        return str(made["run"] if "run" in made else backbone_of(made["student"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(source, "is an experiment without a taught student", "run it with stage=pretrain") from None

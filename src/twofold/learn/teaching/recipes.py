@@ -44,15 +44,16 @@ def task(
     lr: float | None = None,
     n_images: int | None = None,
     taught: bool = True,
+    freeze: bool = False,
 ) -> TrainSettings:
     """The student learns its task. start: the run whose backbone it begins with, None: from scratch. taught: false
-    leaves out a teacher that is there in this part (of `kd`).
+    leaves out a teacher that is there in this part (of `kd`). freeze: the head alone is trained.
     """
     part = settings.finetune
     objective: Any = part.objective
     if objective.kind == "kd" and not taught:
         objective = Supervised(labelled_only=True, **{name: getattr(objective, name) for name in SHARED})
-    network = StudentSettings(backbone=backbone, head=part.head)
+    network = StudentSettings(backbone=backbone, head=part.head, freeze=freeze)
     found = _made(settings, part, objective, network, settings.data, "finetune", lr, n_images)
     return found if start is None else found.model_copy(update={"init_from": start})
 

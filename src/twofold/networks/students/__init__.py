@@ -14,7 +14,7 @@ from .foreign import Foreign
 from .heads import DeconvHead, FCNHead, FuseHead, PoolHead
 from .hrnet import HRNet
 from .mobilenet import MobileNetV2
-from .parts import Backbone
+from .parts import Backbone, with_all
 from .resnet import ResNet
 from .wide import Wide
 
@@ -44,6 +44,7 @@ class Student(nn.Module):
     Images may be of any size from the total stride of the backbone on. K: settings.classes, or else `classes`.
     layers, aliases: those of the backbone. settings: complete, so that they build the same network without what they
     were read from. Weights are named `backbone.*` and `head.*`, auxiliary heads `head.aux.*`.
+    A frozen backbone stays in eval mode, and only the head is trained.
     Raises `UserError` where images are too small, the backbone has too few maps for the head, or K is too small.
     """
 
@@ -56,10 +57,13 @@ class Student(nn.Module):
         kind = None if settings.head is None else settings.head.kind
         if isinstance(self.backbone, HRNet) and kind not in (None, "pool"):
             self.backbone.without_neck()
+        if settings.freeze:
+            self.backbone.requires_grad_(False)
         self.head: nn.Module | None = None
         if settings.head is not None:
             named = self.backbone.layers.values() if kind == "pool" else self.backbone.stages
             self.head = HEADS[settings.head.kind](settings.head, [*named], settings.classes or classes, shape[0])
+        self.train(self.training)
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -76,4 +80,13 @@ class Student(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor | None = None, cond: object = None) -> Any:
         maps = self.backbone(x)
-        return maps[-1].mean((2, 3)) if self.head is None else self.head(x, maps)
+        answer = maps[-1].mean((2, 3)) if self.head is None else self.head(x, maps)
+        if isinstance(answer, list):
+            return [with_all(answer[0], maps), *answer[1:]]
+        return with_all(answer, maps) if self.training else answer
+
+    def train(self, mode: bool = True) -> Student:
+        super().train(mode)
+        if self.settings.freeze:
+            self.backbone.eval()
+        return self

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -34,12 +35,15 @@ class PoolHead(nn.Module):
         if classes < 2:
             raise UserError("network.classes", f"a classifier of {classes} classes", "it needs at least 2")
         self.dropout = nn.Dropout(settings.dropout)
-        self.linear = nn.Linear(stages[-1].channels, classes)
+        self.grid = settings.grid
+        self.linear = nn.Linear(stages[-1].channels * settings.grid**2, classes)
         nn.init.xavier_normal_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        return self.linear(self.dropout(maps[-1].mean((2, 3))))
+        last = maps[-1]
+        pooled = last.mean((2, 3)) if self.grid == 1 else F.adaptive_avg_pool2d(last, self.grid).flatten(1)
+        return self.linear(self.dropout(pooled))
 
 
 class Pixels(nn.Sequential):

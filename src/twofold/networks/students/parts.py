@@ -86,13 +86,18 @@ def with_all(answer: Tensor, maps: Iterable[Tensor]) -> Tensor:
 class Backbone(nn.Module):
     """forward(x0 (B, C, H, W) in [-1, 1]) -> the maps of its stages, finest first, and after them that of its neck.
 
-    layers: "stage.0", "stage.1", ... in order of execution, each the map of that place in the list.
+    layers: "stage.0", "stage.1", ... in order of execution, each the map of that place in the list; those that are
+    between them are in `named_maps` alone.
     aliases: {published name of the same output: name in layers}.
     Sides of a map are ceil(side / stride) for any H and W of at least the largest stride.
     """
 
     layers: Mapping[str, Layer]
     aliases: Mapping[str, str]
+
+    def named_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps of all layers by name, in their order."""
+        return dict(zip(self.layers, self(x), strict=True))
 
     @property
     def stages(self) -> list[Layer]:

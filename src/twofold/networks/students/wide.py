@@ -61,9 +61,14 @@ class Wide(Backbone):
         initialise(self.modules(), settings.slope)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
+        return [map for name, map in self.named_maps(x).items() if name.startswith("stage.")]
+
+    def named_maps(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
         x = self.stem(x)
-        for group in self.groups:
+        for i, group in enumerate(self.groups):
             x = group(x)
-            maps.append(x)
-        return [*maps[:-1], self.act(self.norm(x))]
+            maps[f"stage.{i}"] = x
+        del maps["stage.2"]
+        maps["norm"] = self.norm(x)
+        return {**maps, "stage.2": self.act(maps["norm"])}
