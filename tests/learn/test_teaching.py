@@ -15,7 +15,7 @@ from twofold.data import open_store
 from twofold.errors import UserError
 from twofold.learn import teaching
 from twofold.learn.crew import Crew
-from twofold.learn.teaching import backbone_of, prepare, run
+from twofold.learn.teaching import backbone_of, prepare, recipes, run
 from twofold.learn.training import make_accelerator
 from twofold.run import load
 from twofold.settings.data import DataSettings
@@ -300,3 +300,22 @@ def test_an_experiment_without_a_student(tmp_path: Path) -> None:
     (tmp_path / "parts.json").write_text("{}")
     with pytest.raises(UserError, match="without a taught student; run it with stage=pretrain"):
         backbone_of(str(tmp_path))
+
+
+def test_a_longer_run_has_the_same_schedule(teacher: str, digits: Path) -> None:
+    """With equal compute the learning rate falls at the same shares of the run."""
+    words = ["finetune.train.schedule=step", "finetune.train.step_images=[32]", "finetune.train.warmup_images=16"]
+    settings = settings_of(teacher, digits, *words)
+    longer = recipes.task(settings, settings.backbone, None, n_images=4 * 64).train
+    assert (longer.n_images, longer.step_images, longer.warmup_images) == (256, (128,), 64)
+
+
+def test_a_student_is_taught_without_any_label(teacher: str, digits: Path, tmp_path: Path) -> None:
+    with np.load(digits) as file:
+        np.savez(tmp_path / "plain.npz", images=file["images"], splits=file["splits"])
+    words = [*SMALL, f"data.source={tmp_path / 'plain.npz'}", "data.labels_per_class=null", "stage=pretrain"]
+    settings = resolved([teacher, "classify-mini"], words)[0]
+    result, _ = run(settings, tmp_path / "out", "cpu")
+    assert result["arms"] == {} and backbone_of(str(tmp_path / "out")) == result["pretraining"]["run"]
+    with pytest.raises(UserError, match="classes"):
+        checked(resolved([teacher, "classify-mini"], words[:-1])[0], tmp_path)

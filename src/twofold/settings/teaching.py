@@ -38,8 +38,8 @@ class FinetuneSettings(Settings):
     head: HeadSettings
     freeze: bool | Literal["try"] = Field(
         False,
-        description="train the head alone, of every student alike (with head.kind=pool a linear probe); try: both ways, "
-        "at every learning rate; the best on the validation part counts",
+        description="train the head alone, of every student alike (with head.kind=pool a linear probe); try: both "
+        "ways, at every learning rate; the best on the validation part counts",
     )
     train: LoopSettings = LoopSettings()
     lrs: tuple[PositiveFloat, ...] = Field(

@@ -73,7 +73,10 @@ def _made(
 ) -> TrainSettings:
     update: dict[str, Any] = {"seed": part.train.seed + settings.seed}
     update |= {} if lr is None else {"lr": lr}
-    update |= {} if n_images is None else {"n_images": n_images}
+    if n_images is not None:  # the same schedule, stretched
+        longer, loop = n_images / part.train.n_images, part.train
+        update |= {"n_images": n_images, "warmup_images": round(loop.warmup_images * longer)}
+        update |= {"step_images": tuple(round(at * longer) for at in loop.step_images)}
     try:
         return TrainSettings(
             data=data,
