@@ -47,7 +47,7 @@ SCRATCH = "scratch"
 
 def settings_of(arguments: argparse.Namespace, labels: int | None, selection: str, seed: int) -> TeachingSettings:
     words = [f"data.source={arguments.data}", f"labels_seed={seed}", f"seed={seed}", *arguments.words]
-    words += [f"labels_per_class={labels}"] if labels else []
+    words += [f"labels_per_class={labels}"] if labels else ["annotated=0.1"]
     words += [f"pretrain.objective.sigma={SELECTIONS[selection]}"] if SELECTIONS.get(selection) else []
     words += ["stage=scratch" if selection == SCRATCH else "stage=finetune"]
     teacher = [] if selection == SCRATCH else [str(arguments.teacher)]

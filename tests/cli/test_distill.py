@@ -175,7 +175,7 @@ def test_teachers_that_are_none(teacher: str, digits: Path, tmp_path: Path, caps
     kd = ["kd-mini", f"data.source={digits}"]
     assert "classifier" in refused(capsys, out, teacher, *kd)
     assert "does not know 2, 3, 4 and 5 more" in refused(capsys, out, str(classifier), *kd)
-    assert "pretrain.objective.teacher: not set" in refused(capsys, out, *words)
+    assert "the teacher is missing; `twofold distill RUN`" in refused(capsys, out, *words)
     patches = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "embedding_channels": 16}
     settings = TrainSettings.model_validate({**tiny().model_dump(), "network": patches})
     of_patches = str(random_run(tmp_path / "dit", settings, [], 0))

@@ -492,9 +492,9 @@ def test_an_experiment_is_no_model_and_says_where_its_models_are(
 ) -> None:
     out, result, _ = done
     (tmp_path / "parts.json").write_bytes((out / "parts.json").read_bytes())
-    with pytest.raises(UserError, match="run `twofold fewlabel` to its end"):
+    with pytest.raises(UserError, match="is an experiment, not a model; run it to its end"):
         twofold.load(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps(result))  # that of `out` may be of a later, partial run
-    with pytest.raises(UserError, match=r"an experiment of few labels, not a model; its classifier is .*final"):
+    with pytest.raises(UserError, match=r"an experiment, not a model; its classifier is .*final"):
         twofold.load(tmp_path)
     assert result["generator"]

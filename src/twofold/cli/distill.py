@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..settings.presets import DISTILL, preset_listing
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
 from ..settings.teaching import TeachingSettings
-from ..settings.teaching_layers import layers_of
+from ..settings.teaching_layers import layers_of, names_teacher
 from .show import Progress, duration, say, training
 from .train import command_line, is_first
 
@@ -52,7 +52,11 @@ def resolved(words: list[str], assignments: list[str]) -> tuple[TeachingSettings
 
     if len(words) > 2:
         raise UserError(words[2], "not expected here", "twofold distill RUN [PRESET] key=value ...")
-    layers, name = layers_of(words, parse_assignments(assignments))
+    given = parse_assignments(assignments)
+    layers, name = layers_of(words, given)
+    if given.get("student") is None and given.get("stage") != "scratch" and not names_teacher(layers):
+        hint = "`twofold distill RUN`, or student=RUN for one that was taught before"
+        raise UserError(f"twofold distill {name}", "the teacher is missing", hint)
     return resolve(TeachingSettings, layers)[0], name
 
 
@@ -79,7 +83,8 @@ def distill(
 
         @contextmanager
         def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
-            with training(title, n_images, quiet, held_out=False) as show:
+            held_out = settings.finetune.validation.split != "train"
+            with training(title, n_images, quiet, held_out) as show:
                 yield show
 
     with Progress("packing the data", quiet) as packing:

@@ -144,7 +144,11 @@ class Beside:
         if file is None:
             path = "/".join((*folder, stem))
             what = f"there is none for the image {'/'.join((*folder, name))}"
-            raise UserError(f"{root}/{path}{SUFFIXES[kind][0]}", what, f"every image needs one in {kind}/")
+            raise UserError(
+                f"{root}/{path}{SUFFIXES[kind][0]}",
+                what,
+                f"every image needs one in {kind}/; those without go to a folder of their own, data.unlabelled=FOLDER",
+            )
         return root.joinpath(*folder, file)
 
     def _points(self, path: Path) -> np.ndarray:

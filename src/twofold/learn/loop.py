@@ -229,8 +229,9 @@ class Trainer:
         parts = f"{len(train):,} training{known[0]} and {len(held_out):,} validation images{known[1]}"
         if self.settings.validation.split == "train":
             parts = f"{len(train):,} training images{known[0]}, none held out"
+        what = "points" if self.settings.objective.kind == "landmarks" else "classes"
         how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
-        return f"{self.store.name}: {parts}, {len(self.model.class_names)} classes; {size}; {how}"
+        return f"{self.store.name}: {parts}, {len(self.model.class_names)} {what}; {size}; {how}"
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""

@@ -52,11 +52,20 @@ class NetworkSegmenter(nn.Module):
         return self(self.codec.encode(images.to(place(self)[0]))).argmax(1).to(torch.uint8)
 
 
-def class_colours(classes: int) -> Tensor:
-    """uint8 (classes, 3): a colour for each class, the same ones for any number, neighbours far apart in hue.
+DISTINCT = (  # after Sasha Trubetskoy's list of distinct colours
+    *((0, 130, 200), (245, 130, 48), (255, 225, 25), (145, 30, 180), (170, 110, 40), (60, 180, 75), (240, 50, 230)),
+    *((70, 240, 240), (230, 25, 75), (250, 190, 212), (210, 245, 60), (0, 128, 128), (220, 190, 255), (128, 0, 0)),
+    *((255, 250, 200), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (128, 128, 128)),
+)
 
-    Hues go round by the golden ratio, and every second one is paler.
+
+def class_colours(classes: int) -> Tensor:
+    """uint8 (classes, 3): a colour for each class, the same ones for any number.
+
+    The first twenty are told apart by most people; of more, hues go round by the golden ratio, every second one paler.
     """
+    if classes <= len(DISTINCT):
+        return torch.tensor(DISTINCT[:classes], dtype=torch.uint8).reshape(-1, 3)
     rows = []
     for k in range(classes):
         hue, strength = (k * 0.618033988749895) % 1.0, VIVID[1 - k // 2 % 2]

@@ -61,7 +61,7 @@ def load(
     if (path / ENCODED).is_file():
         return load_encoded(path / ENCODED, device)
     if (path / "parts.json").is_file():
-        raise UserError(str(source), "is an experiment of few labels, not a model", _in_experiment(path))
+        raise UserError(str(source), *_in_experiment(path))
     if (path / "settings.yaml").is_file():
         return load_model(Run.open(path).snapshot_file(at), device)
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
@@ -75,13 +75,19 @@ def load(
     return load(elsewhere(source), at, device)
 
 
-def _in_experiment(path: Path) -> str:
-    """The models of a few-label experiment, as a hint."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+def _in_experiment(path: Path) -> tuple[str, str]:
+    """What kind of experiment it is, and where its models are, for a message."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
         found = json.loads((path / "result.json").read_text("utf-8"))
-        if found["classifier"]:
-            return f"its classifier is {found['classifier']}, its generator {found['generator']}"
-    return "run `twofold fewlabel` to its end; then its result names the classifier and the generator"
+    if "arms" in found:
+        what = "is an experiment of distillation, not a model"
+        runs = [f"its {name} student is {arm['run']}" for name, arm in found["arms"].items()]
+        return what, ", ".join(runs[:2]) or f"its backbone is {found['pretraining']['run']}"
+    what = "is an experiment, not a model"
+    if found.get("classifier"):
+        return what, f"its classifier is {found['classifier']}, its generator {found['generator']}"
+    return what, "run it to its end, `twofold distill` or `twofold fewlabel`; then its result names its models"
 
 
 def load_to_use(source: str | Path, at: str = "last", device: torch.device | str = "cpu") -> Any:

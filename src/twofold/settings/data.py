@@ -138,7 +138,7 @@ class DataSettings(Settings):
     @classmethod
     def _share_or_count(cls, value: float | int | None) -> float | int | None:
         if value is not None and not (isinstance(value, int) and value >= 1) and not 0 < value < 1:
-            raise ValueError(f"{value:g} is neither a share between 0 and 1 nor a whole number of images")
+            raise ValueError(f"{value:g} is neither a share between 0 and 1 nor a whole number of images; null = all")
         return value
 
     @field_validator("group")

@@ -112,6 +112,8 @@ class TeachingSettings(Settings):
             raise ValueError(
                 f"student={self.student} was taught before; leave the teacher out (pretrain=null), or leave student out"
             )
+        if self.task == "classify" and self.data.annotated is not None:
+            raise ValueError("annotated is about masks and points; task=classify counts labels_per_class")
         taught = self.pretrain is not None or self.student is not None or kind == "kd"
         if not taught and self.stage != "scratch":
             raise ValueError(
