@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..settings.presets import DISTILL, preset_listing
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
 from ..settings.teaching import TeachingSettings
 from ..settings.teaching_layers import layers_of, names_teacher
-from .show import Progress, duration, say, training
+from .show import Progress, duration, say
 from .train import command_line, is_first
-
-if TYPE_CHECKING:
-    from ..learn.events import Event
+from .watch import watching
 
 
 def more_help() -> str:
@@ -68,27 +64,12 @@ def distill(
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("opening the data ...", quiet)
-    from ..learn.crew import Watch
     from ..learn.teaching import run as run_stages
     from ..report.teaching import write_page
 
-    class Shown(Watch):
-        def say(self, text: str) -> None:
-            say(f"{text} ...", quiet)
-
-        @contextmanager
-        def progress(self, title: str) -> Iterator[Callable[[int, int | None], None]]:
-            with Progress(title, quiet) as bar:
-                yield bar
-
-        @contextmanager
-        def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
-            held_out = settings.finetune.validation.split != "train"
-            with training(title, n_images, quiet, held_out) as show:
-                yield show
-
+    watch = watching(quiet, settings.finetune.validation.split != "train")
     with Progress("packing the data", quiet) as packing:
-        result, pictures = run_stages(settings, out, device, Shown(), command, packing, parts)
+        result, pictures = run_stages(settings, out, device, watch, command, packing, parts)
     if is_first():
         write_page(out, result, pictures)
     return result

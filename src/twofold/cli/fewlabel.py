@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..settings.fewlabel import FewLabelSettings
 from ..settings.fewlabel_layers import DEFAULT, layers_of
 from ..settings.presets import FEWLABEL, preset_listing
 from ..settings.resolve import parse_assignments, resolve, settings_hash, to_yaml
-from .show import Progress, duration, say, training
+from .show import Progress, duration, say
 from .train import command_line, is_first
-
-if TYPE_CHECKING:
-    from ..learn.events import Event
+from .watch import watching
 
 
 def more_help() -> str:
@@ -66,26 +62,11 @@ def fewlabel(
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("opening the data ...", quiet)
-    from ..learn.fewlabel import Watch
     from ..learn.fewlabel import run as run_stages
     from ..report.fewlabel import write_page
 
-    class Shown(Watch):
-        def say(self, text: str) -> None:
-            say(f"{text} ...", quiet)
-
-        @contextmanager
-        def progress(self, title: str) -> Iterator[Callable[[int, int | None], None]]:
-            with Progress(title, quiet) as bar:
-                yield bar
-
-        @contextmanager
-        def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
-            with training(title, n_images, quiet, held_out=False) as show:
-                yield show
-
     with Progress("packing the data", quiet) as packing:
-        result, pictures = run_stages(settings, out, device, Shown(), command, packing, parts)
+        result, pictures = run_stages(settings, out, device, watching(quiet, False), command, packing, parts)
     if is_first():
         write_page(out, result, pictures)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
@@ -13,6 +12,7 @@ from .data import DataSettings
 from .network import NetworkSettings, UNetSettings
 from .noise import EDMNoise, NoiseSettings
 from .sample import GRIDS
+from .short import in_model
 from .train import Denoising, LoopSettings, ValidationSettings
 
 IN_DATA = ("labels", "labels_per_class", "labels_seed")  # settings of `data` that may be given without its name
@@ -217,22 +217,7 @@ class FewLabelSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short_names(cls, values: Any) -> Any:
-        """`labels_per_class=2` is `data.labels_per_class=2`."""
-        if not isinstance(values, Mapping) or not any(values.get(name) is not None for name in IN_DATA):
-            return values
-        values, data = dict(values), values.get("data")
-        if data is None:  # said by the check that follows
-            return values
-        data = {"source": data} if isinstance(data, str) else data
-        data = data.model_dump(exclude_unset=True) if isinstance(data, DataSettings) else dict(data)
-        for name in IN_DATA:
-            value = values.pop(name, None)
-            if value is None:
-                continue
-            if data.get(name) not in (None, value):
-                raise ValueError(f"{name}={value} and data.{name}={data[name]} disagree; keep one of them")
-            data[name] = value
-        return {**values, "data": data}
+        return in_model(values, IN_DATA)
 
     @property
     def record(self) -> FewLabelSettings:

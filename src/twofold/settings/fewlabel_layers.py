@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
-from .data import one_choice
 from .fewlabel import IN_DATA, RecipeSettings
 from .presets import FEWLABEL, open_preset
 from .resolve import Layer
-from .text import BARE
+from .short import in_layer
 
 DEFAULT = "mini"  # few-label preset
 
@@ -23,7 +21,9 @@ DEFAULT = "mini"  # few-label preset
 def layers_of(preset: str, given: Mapping[str, Any]) -> tuple[list[Layer], str]:
     """Layers for `resolve`, and the preset's short name. given: what stands on the command line."""
     opened = open_preset(preset, FEWLABEL)
-    layers: list[Layer] = [(name, _in_data(values)) for name, values in (*opened.layers, ("command line", given))]
+    layers: list[Layer] = [
+        (name, in_layer(values, IN_DATA)) for name, values in (*opened.layers, ("command line", given))
+    ]
     recipe = RecipeSettings.model_fields["preset"].default
     for _, values in layers:
         group = values.get("diffusion")
@@ -31,22 +31,6 @@ def layers_of(preset: str, given: Mapping[str, Any]) -> tuple[list[Layer], str]:
             recipe = group.get("preset", recipe)
     own = [(name, {"diffusion": _recipe(values)}) for name, values in open_preset(str(recipe)).layers]
     return [*own, *layers], opened.name
-
-
-def _in_data(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`labels_per_class=2` as the setting of `data` that it is short for. One way to choose labels ends another one's
-    of an earlier layer.
-    """
-    values, data = dict(values), values.get("data")
-    group = dict(data) if isinstance(data, Mapping) else {} if data is None else {BARE: data}
-    for name in IN_DATA:
-        value = values.pop(name, None)
-        if value is not None and group.get(name, value) != value:
-            raise UserError(f"{name}={value}", f"data.{name}={group[name]} is given as well", "keep one of them")
-        if value is not None:
-            group[name] = value
-    group = one_choice(group)
-    return {**values, "data": group} if group else values
 
 
 def _recipe(values: Mapping[str, Any]) -> dict[str, Any]:

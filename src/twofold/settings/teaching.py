@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -11,6 +10,7 @@ from .base import Settings
 from .data import DataSettings
 from .distilling import Distill
 from .kd import KD
+from .short import in_model
 from .student import BackboneSettings, HeadSettings, ResNetSettings
 from .tasks import HEADS, Landmarks, Segmentation
 from .train import LoopSettings, Supervised, ValidationSettings
@@ -76,22 +76,7 @@ class TeachingSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short_names(cls, values: Any) -> Any:
-        """`annotated=0.1` is `data.annotated=0.1`."""
-        if not isinstance(values, Mapping) or not any(values.get(name) is not None for name in IN_DATA):
-            return values
-        values, data = dict(values), values.get("data")
-        if data is None:  # said by the check that follows
-            return values
-        data = {"source": data} if isinstance(data, str) else data
-        data = data.model_dump(exclude_unset=True) if isinstance(data, DataSettings) else dict(data)
-        for name in IN_DATA:
-            value = values.pop(name, None)
-            if value is None:
-                continue
-            if data.get(name) not in (None, value):
-                raise ValueError(f"{name}={value} and data.{name}={data[name]} disagree; keep one of them")
-            data[name] = value
-        return {**values, "data": data}
+        return in_model(values, IN_DATA)
 
     @model_validator(mode="after")
     def _fits(self) -> TeachingSettings:

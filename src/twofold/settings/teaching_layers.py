@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .data import one_choice
 from .presets import DISTILL, open_preset, preset_names
 from .resolve import Layer
+from .short import in_layer
 from .teaching import IN_DATA
 from .text import BARE
 
@@ -25,7 +25,7 @@ def layers_of(words: list[str], given: Mapping[str, Any]) -> tuple[list[Layer], 
     presets = (
         opened.layers if not _has_source(given) else [(name, _without_choice(name, v)) for name, v in opened.layers]
     )
-    layers: list[Layer] = [(name, _in_data(values)) for name, values in (*presets, ("command line", given))]
+    layers: list[Layer] = [(name, in_layer(values, IN_DATA)) for name, values in (*presets, ("command line", given))]
     if teacher is not None:
         layers.append(("command line", _taught_by(teacher, layers, given)))
     elif given.get("student") is not None or given.get("stage") == "scratch":
@@ -76,14 +76,3 @@ def _without_choice(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = values.get(name)
     return found if isinstance(found, Mapping) else {}
-
-
-def _in_data(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`annotated=0.1` as the setting of `data` that it is short for."""
-    values, data = dict(values), values.get("data")
-    group = dict(data) if isinstance(data, Mapping) else {} if data is None else {BARE: data}
-    for name in IN_DATA:
-        if values.get(name) is not None:
-            group[name] = values.pop(name)
-    group = one_choice(group)
-    return {**values, "data": group} if group else values
