@@ -154,12 +154,12 @@ def test_a_slice_and_the_first_of_each_split(put: Put) -> None:
 # -- what is said ----------------------------------------------------------------------------------------------------
 
 
+OTHERS = "; those without go to a folder of their own, data.unlabelled=FOLDER"
+
+
 def test_images_without_their_mask_or_points(put: Put) -> None:
     put("x/images/a.png"), put("x/images/b.png"), put("x/masks/a.png")
-    assert (
-        error()
-        == "x/masks/b.png: there is none for the image b.png; every image needs one in masks/; those without go to a folder of their own, data.unlabelled=FOLDER"
-    )
+    assert error() == "x/masks/b.png: there is none for the image b.png; every image needs one in masks/" + OTHERS
     (
         put("y/images/a.png"),
         put("y/images/b.png"),
