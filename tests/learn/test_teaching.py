@@ -319,3 +319,24 @@ def test_a_student_is_taught_without_any_label(teacher: str, digits: Path, tmp_p
     assert result["arms"] == {} and backbone_of(str(tmp_path / "out")) == result["pretraining"]["run"]
     with pytest.raises(UserError, match="classes"):
         checked(resolved([teacher, "classify-mini"], words[:-1])[0], tmp_path)
+
+
+def test_a_teacher_from_elsewhere_is_looked_at(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its attention is read in the right order; one of our own is what it is."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    from twofold.learn import foreign
+
+    from ..adapters import peers
+
+    def refuse(where: str, denoiser: Any, x0: torch.Tensor, each: bool) -> None:
+        assert x0.shape == (foreign.CHECKED, 3, 8, 8) and float(x0.abs().max()) <= 1
+        raise UserError(where, "denoises better with its heads in another order")
+
+    monkeypatch.setattr(foreign, "refuse_suspicious", refuse)
+    DDPMPipeline(peers.unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    words = [*SMALL, "data.source=digits", "data.channels=3", "pretrain.objective.sigma.bins=2"]
+    settings = resolved([str(tmp_path / "ddpm"), "classify-mini"], words)[0]
+    with pytest.raises(UserError, match="ddpm: denoises better with its heads in another order"):
+        checked(settings, tmp_path)
+    checked(resolved([teacher, "classify-mini"], [*SMALL, "data.source=digits"])[0], tmp_path)

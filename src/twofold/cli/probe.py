@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("--out", "--device", "--quiet")
 PROBES = "probes"
-CHECKED = 48  # images on which a model from elsewhere must denoise
-EACH = 3e9  # FLOPs of a training step per image up to which its attention layers are also tried one by one
 
 
 def settings_model() -> type[ProbeSettings]:
@@ -59,6 +57,7 @@ def probe(
     from ..data import open_store
     from ..files import atomic_json
     from ..hashing import model_hash
+    from ..learn.foreign import check_foreign
     from ..learn.training import make_accelerator, versions
     from ..report.probe import write_probe_page
 
@@ -155,24 +154,6 @@ def open_denoiser(source: str, at: str, device: Any) -> Denoiser:
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds a classifier", "give the run of a denoiser")
     return model
-
-
-def check_foreign(source: str, denoiser: Any, store: Store) -> None:
-    """Raises `UserError` for a model from elsewhere that loads but computes something else than it was trained to."""
-    from ..run.load import is_ours
-
-    if is_ours(source):
-        return
-    from ..adapters.suspicion import FEWEST, refuse_suspicious
-    from ..data import spread
-    from ..generate.sample import place
-    from ..learn.fastest import step_flops
-
-    rows = store.indices("train")
-    if len(rows) < FEWEST:
-        return
-    x0 = denoiser.codec.encode(store.batch(rows[spread(len(rows), CHECKED)]).to(place(denoiser)[0]))
-    refuse_suspicious(source, denoiser, x0, each=step_flops(denoiser, denoiser.shape) < EACH)
 
 
 def prepare(denoiser: Any, precision: str, device: Any) -> None:

@@ -40,7 +40,7 @@ class Teacher:
         if not isinstance(model, Denoiser):
             hint = "give the run of a denoiser; a classifier teaches with objective.kind=kd"
             raise UserError(where, "is no denoiser", hint)
-        self.denoiser, self.input, self.shape = model, input, shape
+        self.source, self.denoiser, self.input, self.shape = source, model, input, shape
         self.names = [model.aliases.get(name, name) for name in layers] or [default_layer(model, source)]
         check_layers(self.names, model.layers, model.aliases)
         self._check(where)

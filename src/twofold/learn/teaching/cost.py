@@ -11,6 +11,8 @@ from ..classes import class_names
 from ..distilling.cost import opened, teacher_cost
 from ..distilling.teacher import Teacher
 from ..estimate import estimate
+from ..foreign import check_foreign
+from ..inherit import place_of
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,12 @@ class Taught:
 
 
 def taught(settings: TrainSettings, store: Store) -> Taught:
-    """Opens the teacher of a run once. Raises `UserError` for one that does not fit."""
+    """Opens the teacher of a run once. Raises `UserError` for one that does not fit, or computes something else than it
+    was trained to (attention in another order).
+    """
     teacher = opened(settings, store.shape, class_names(settings, store))
+    if isinstance(teacher, Teacher):
+        check_foreign(place_of(teacher.source)[0], teacher.denoiser, store)
     cost = teacher_cost(teacher, settings, store.shape, len(store.indices("train")))
     return Taught(cost.flops, model_hash(teacher.denoiser if isinstance(teacher, Teacher) else teacher.model))
 
