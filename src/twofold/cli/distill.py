@@ -14,6 +14,8 @@ from .show import Progress, duration, say
 from .train import command_line, is_first
 from .watch import watching
 
+KNOWN = {"classify": "are labelled", "segment": "have a known mask", "landmarks": "have known points"}
+
 
 def more_help() -> str:
     return preset_listing(DISTILL)
@@ -104,7 +106,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
     """The students side by side, and what to do next."""
     data, measure = result["data"], result["measure"]
     print(
-        f"{out}: {data['known_images']:,} of {data['train_images']:,} training images are labelled, "
+        f"{out}: {data['known_images']:,} of {data['train_images']:,} training images {KNOWN[result['task']]}, "
         f"{data['test_images']:,} test"
     )
     for name, arm in result["arms"].items():
