@@ -221,16 +221,9 @@ def attribute_columns(found: Tensor, classes: list[str]) -> Columns:
 
 def embedding(model: Denoiser, probe: Any, settings: PredictSettings) -> Answerer:
     """Features: of the layers and the noise level asked for, else those that the probe chose, else the middle."""
-    from ..recognize.reader import Reader
+    from ..run.features import reader_for
 
-    middle = [list(model.layers)[len(model.layers) // 2]]
-    names = list(settings.layers) or ([layer for layer, _ in probe.reader.places] if probe else middle)
-    places = probe.reader.places if probe else [(name, 0.05) for name in names]
-    if settings.layers or settings.sigma is not None:
-        sigma = settings.sigma if settings.sigma is not None else places[0][1]
-        places = [(name, sigma) for name in dict.fromkeys(names)]
-    pool = probe.facts.pool if probe else "mean"
-    reader = Reader(model, places, pool, settings.draws or 5, micro_batch=settings.micro_batch)
+    reader = reader_for(model, probe, settings.layers, settings.sigma, settings.draws or 5, settings.micro_batch)
 
     def answer(images: Tensor, ids: list[str]) -> Columns:
         found = reader.read(images)

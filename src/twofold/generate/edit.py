@@ -17,7 +17,7 @@ given back. On validation images of digits an independent classifier agrees with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -182,7 +182,6 @@ def check_target(target: int | Tensor, n: int, pull: Pull) -> Tensor:
     return wanted
 
 
-@torch.inference_mode()
 def apply(
     denoiser: Denoiser,
     how: Recipe,
@@ -194,14 +193,24 @@ def apply(
 ) -> Edited:
     """`edit` for a checked recipe and targets (N,) or (N, K)."""
     parts = []
-    with evaluating(denoiser, *how.pull.models):
-        for start in range(0, len(images), micro_batch):
-            rows = slice(start, start + micro_batch)
-            one = None if noise is None else noise[rows]
-            parts.append(_batch(denoiser, how, images[rows], target[rows], one))
-            if progress:
-                progress(min(rows.stop, len(images)), len(images))
+    for start in range(0, len(images), micro_batch):
+        rows = slice(start, start + micro_batch)
+        one = None if noise is None else noise[rows]
+        parts += [found for found in editing(denoiser, how, images[rows], target[rows], one) if found is not None]
+        if progress:
+            progress(min(rows.stop, len(images)), len(images))
     return joined(parts)
+
+
+@torch.inference_mode()
+def editing(
+    denoiser: Denoiser, how: Recipe, images: Tensor, target: Tensor, noise: Tensor | None = None
+) -> Iterator[Edited | None]:
+    """The edit of one batch while it is being made: None after each attempt but the last, so that others may have a
+    turn, and then what came of it.
+    """
+    with evaluating(denoiser, *how.pull.models):
+        yield from _batch(denoiser, how, images, target, noise)
 
 
 def joined(parts: Sequence[Edited]) -> Edited:
@@ -211,7 +220,9 @@ def joined(parts: Sequence[Edited]) -> Edited:
     return Edited(**{name: torch.cat(values).clone() for name, values in tensors.items()}, near=near)
 
 
-def _batch(denoiser: Denoiser, how: Recipe, images: Tensor, target: Tensor, noise: Tensor | None) -> Edited:
+def _batch(
+    denoiser: Denoiser, how: Recipe, images: Tensor, target: Tensor, noise: Tensor | None
+) -> Iterator[Edited | None]:
     """Of all attempts at an image the nearest that is enough, or the likeliest where none is."""
     x0 = denoiser.codec.encode(images.to(place(denoiser)[0]))
     before = answers(how.pull.asked, images)
@@ -226,13 +237,14 @@ def _batch(denoiser: Denoiser, how: Recipe, images: Tensor, target: Tensor, nois
             left = left[~tried[-1].reached]
         if not len(left):
             break
+        yield None
     every = {f.name: torch.cat([getattr(rung, f.name) for rung in tried]) for f in fields(_Rung)}
     row = every.pop("row")
     rms = (every["images"].double() - images[row].double()).square().flatten(1).mean(1).sqrt()
     worth = torch.where(every["reached"], 2 - rms / 255, probability(every["after"], target[row]))
     best = [int(rows[worth[rows].argmax()]) for rows in ((row == i).nonzero()[:, 0] for i in range(len(images)))]
     found = {name: values[best] for name, values in every.items()}
-    return Edited(
+    yield Edited(
         before=before,
         p_before=probability(before, target),
         p_after=probability(found["after"], target),

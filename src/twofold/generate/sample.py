@@ -83,6 +83,8 @@ def plan(
     Raises `UserError` for an unknown sampler, option or grid, for values out of range, for a size the model cannot
     make, and for a guide that does not fit the denoiser or refuses noise.
     """
+    if denoiser.low_factor:
+        raise UserError("this model", "is for super-resolution alone", "use `twofold upscale RUN IMAGES`")
     chosen, options = _options(denoiser, sampler, options, guide)
     shape = shape_at(denoiser, size)
     if micro_batch < 1:
@@ -263,13 +265,19 @@ def trajectory(
     if len(seeds) > micro_batch:
         raise UserError(f"seeds: {len(seeds)} images", f"a trajectory is one batch of {micro_batch}", "ask for fewer")
     labels = check_labels(denoiser, label, len(seeds), guidance, chosen.guide)
-    return _previews(denoiser, chosen, seeds, labels)
+    return drawing(denoiser, chosen, seeds, labels)
 
 
-def _previews(denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor | None) -> Iterator[Step]:
-    n = len(seeds)
+def drawing(
+    denoiser: Denoiser, plan: Plan, seeds: Sequence[int], labels: Tensor | None = None, previews: bool = True
+) -> Iterator[Step]:
+    """`trajectory` for a checked plan, at most micro_batch seeds, and labels (N,) or (N, K).
+
+    previews: False decodes the last step alone, whose images are the result; the others then have none.
+    """
+    n, last = len(seeds), len(plan.sigmas) - 1
     for step in _steps(denoiser, plan, seeds, labels):
-        images = _decode(denoiser, step.x0_hat)[:n]
+        images = _decode(denoiser, step.x0_hat)[:n] if previews or step.index == last else None
         yield replace(step, x=step.x[:n], x0_hat=step.x0_hat[:n], images=images)
 
 

@@ -16,6 +16,31 @@ from ..recognize.reader import Reader, as_images
 from .load import load_to_use
 
 
+SIGMA = 0.05  # of features that nobody has chosen a noise level for
+
+
+def reader_for(
+    model: Denoiser,
+    probe: Any = None,
+    layers: Sequence[str] = (),
+    sigma: float | None = None,
+    draws: int = 5,
+    micro_batch: int = 128,
+) -> Reader:
+    """Features of these layers at this noise level; by default those that a probe of the model chose (a
+    `ProbeClassifier`), else those of the middle layer, where recognition usually is best.
+
+    Raises `UserError` for layers and levels that the model does not have.
+    """
+    middle = [list(model.layers)[len(model.layers) // 2]]
+    names = list(layers) or ([layer for layer, _ in probe.reader.places] if probe else middle)
+    places = probe.reader.places if probe else [(name, SIGMA) for name in names]
+    if layers or sigma is not None:
+        level = sigma if sigma is not None else places[0][1]
+        places = [(name, level) for name in dict.fromkeys(names)]
+    return Reader(model, places, probe.facts.pool if probe else "mean", draws, micro_batch=micro_batch)
+
+
 class DiffusionFeatures(TransformerMixin, BaseEstimator):
     """Images -> pooled features of a diffusion model; nothing is learned, so `fit` only checks.
 

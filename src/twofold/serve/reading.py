@@ -1,0 +1,169 @@
+"""A request's body: JSON, a form with files, or a bare picture, checked and turned into what the models take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from anyio.to_thread import run_sync
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from torch import Tensor
+
+from ..settings.data import DataSettings
+from ..settings.serve import ServeSettings
+from . import pictures
+from .refused import Refused
+
+M = TypeVar("M", bound=BaseModel)
+RAW = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
+JSON, FORM = "application/json", "multipart/form-data"
+MOST_FIELDS = 20
+TEXTS = ("to", "label", "sampler", "guide")  # fields of forms that are text, also where it looks like a number
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Files by the name they came under, and the other fields of a form as text."""
+
+    files: list[tuple[str, str, bytes]]  # (field, file name, content)
+    fields: dict[str, str]
+
+
+def kind_of(request: Request) -> str:
+    """The body's type, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def parsed(request: Request, model: type[M]) -> M:
+    """A JSON body as this model. Raises `Refused`."""
+    if kind_of(request) != JSON:
+        raise wrong_type(kind_of(request), JSON)
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise Refused(400, "body", "is not JSON") from None
+    return checked(model, values)
+
+
+def checked(model: type[M], values: Any) -> M:
+    """Values as this model. Raises `Refused` naming the first mistake and its place."""
+    if not isinstance(values, dict):
+        raise Refused(422, "body", "is no JSON object", "send {...}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"] if not _inner(part)) or "body"
+        known = ", ".join(model.model_fields)
+        if first["type"] == "extra_forbidden":
+            raise Refused(422, where[:200], "no such setting", f"valid: {known}") from None
+        raise Refused(422, where[:200], first["msg"].lower()) from None
+
+
+def _inner(part: int | str) -> bool:
+    """Names that pydantic gives the members of a union."""
+    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+
+
+def wrong_type(found: str, *valid: str) -> Refused:
+    return Refused(415, f"Content-Type: {found or 'none'}"[:120], "is not taken here", f"send {' or '.join(valid)}")
+
+
+async def form(request: Request, limits: ServeSettings) -> Sent:
+    """A form's files and fields. Raises `Refused`."""
+    try:
+        # as many files as there may be images, and one more, so that too many are told from a broken form
+        found = await request.form(max_files=limits.images + 2, max_fields=MOST_FIELDS, max_part_size=limits.bytes)
+    except HTTPException as error:
+        what = str(error.detail)
+        raise Refused(413 if "Too many" in what else 400, "form", f"cannot be read: {what}") from None
+    files, fields = [], {}
+    try:
+        for name, value in found.multi_items():
+            if isinstance(value, UploadFile):
+                files.append((name, plain(value.filename), await value.read()))
+            else:
+                fields[name] = value
+    finally:
+        await found.close()
+    return Sent(files, fields)
+
+
+def plain(name: str | None) -> str:
+    """What a file was called, without folders; only ever shown, never opened."""
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    return "".join(c for c in last if c.isprintable())[:100] or "image"
+
+
+async def sent_pictures(request: Request, model: type[Any], limits: ServeSettings) -> list[tuple[str, bytes]]:
+    """(name, content) of one picture or several: files called `images` (or `image`) of a form, one bare picture, or
+    `images` in base64. model: of the JSON. Raises `Refused`."""
+    kind = kind_of(request)
+    if kind == FORM:
+        sent = await form(request, limits)
+        known = [(name, content) for field, name, content in sent.files if field in ("image", "images")]
+        if sent.fields or len(known) < len(sent.files):
+            others = [*sent.fields, *(field for field, *_ in sent.files if field not in ("image", "images"))]
+            raise Refused(422, others[0][:100], "is not expected in this form", "send files called images")
+        found = known
+    elif kind in RAW:
+        found = [("image", await request.body())]
+    elif kind == JSON:
+        given = (await parsed(request, model)).images
+        found = [(f"images.{i}", pictures.from_base64(text, f"images.{i}")) for i, text in enumerate(given)]
+    else:
+        raise wrong_type(kind, FORM, *RAW[:3], JSON)
+    if not found:
+        raise Refused(422, "images", "no picture was sent", "send files called images")
+    check_count(len(found), limits)
+    return found
+
+
+def check_count(n: int, limits: ServeSettings) -> None:
+    """Raises `Refused` for more images than one request may hold."""
+    if n > limits.images:
+        raise Refused(422, f"{n} images", f"one request may hold {limits.images}", "ask several times")
+
+
+async def as_tensor(found: Sequence[tuple[str, bytes]], how: DataSettings, limits: ServeSettings) -> Tensor:
+    """uint8 (N, C, H, W), decoded in a thread. Raises `Refused`."""
+
+    def decode() -> Tensor:
+        return torch.stack([torch.from_numpy(pictures.read(data, name, how, limits.pixels)) for name, data in found])
+
+    return await run_sync(decode)
+
+
+async def with_files(
+    request: Request, model: type[M], limits: ServeSettings, files: Sequence[str]
+) -> tuple[M, dict[str, bytes]]:
+    """A request that holds pictures under these names, as JSON with base64 or as a form with files: the checked model,
+    and the contents by name. Raises `Refused`."""
+    kind = kind_of(request)
+    if kind == JSON:
+        asked = await parsed(request, model)
+        return asked, {name: pictures.from_base64(getattr(asked, name), name) for name in files}
+    if kind != FORM:
+        raise wrong_type(kind, JSON, FORM)
+    sent = await form(request, limits)
+    contents = {field: content for field, _, content in sent.files if field in files}
+    unexpected = [field for field, *_ in sent.files if field not in files]
+    if unexpected:
+        raise Refused(422, unexpected[0][:100], "is not expected in this form", f"its files are {', '.join(files)}")
+    values: dict[str, Any] = {name: text if name in TEXTS else as_json(text) for name, text in sent.fields.items()}
+    values |= dict.fromkeys(contents, "file")
+    return checked(model, values), contents
+
+
+def as_json(text: str) -> Any:
+    """A field of a form: a number, a list, true, or else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

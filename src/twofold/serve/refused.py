@@ -1,0 +1,50 @@
+"""What a caller is told when something cannot be had: a status, and one line of what, why and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UserError
+
+
+class Refused(Exception):
+    """An answer that is no result. error: what is said. retry: seconds after which trying again makes sense."""
+
+    def __init__(self, status: int, where: str, what: str, hint: str = "", retry: float | None = None) -> None:
+        self.status, self.error, self.retry = status, UserError(where, what, hint), retry
+        super().__init__(str(self.error))
+
+    @classmethod
+    def by(cls, error: UserError, status: int = 422) -> Refused:
+        """Of a mistake in what was asked for."""
+        return cls(status, error.where, error.what, error.hint)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of every refusal."""
+        return said(self.error)
+
+    def headers(self) -> dict[str, str]:
+        """What goes with it."""
+        headers = {} if self.retry is None else {"Retry-After": str(max(1, round(self.retry)))}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def said(error: UserError) -> dict[str, Any]:
+    """{"error": {where, what, hint, message}}."""
+    return {"error": {"where": error.where, "what": error.what, "hint": error.hint, "message": str(error)}}
+
+
+def full(waiting: int, seconds: float) -> Refused:
+    """The queue has no place left."""
+    return Refused(503, "queue", f"{waiting} requests are waiting already", "try again a little later", seconds)
+
+
+def late(seconds: float) -> Refused:
+    """The deadline has passed."""
+    hint = "ask for fewer images or steps, or try when less is asked of this server"
+    return Refused(504, "deadline", f"not answered within {seconds:g} seconds", hint)
+
+
+def closing() -> Refused:
+    """The server has been told to stop."""
+    return Refused(503, "server", "is shutting down", "try again a little later", 5)

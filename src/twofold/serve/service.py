@@ -1,0 +1,159 @@
+"""What routes share: the models, the engine, the limits, and the way of a request through them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from ..errors import UserError
+from ..settings.serve import ServeSettings
+from . import work
+from .engine import Compute, Engine, Job, Watcher
+from .keys import Keys
+from .metrics import Metrics
+from .models import Served
+from .neighbours import reachable
+from .refused import Refused, closing
+
+END = object()  # of what a job tells
+
+
+class Service:
+    """places: {name: model} of each device. `start` before the first request; `close` finishes what was accepted."""
+
+    def __init__(self, places: Sequence[Mapping[str, Served]], settings: ServeSettings, keys: Keys) -> None:
+        self.places, self.settings, self.keys = list(places), settings, keys
+        self.models: Mapping[str, Served] = places[0]
+        watcher = Watcher(batch=lambda key, images: self.metrics.batches.observe(images), failed=self._failed)
+        self.engine = Engine(places, settings.queue, settings.batch, settings.wait, settings.groups, watcher)
+        self.metrics = Metrics(lambda: self.engine.waiting, lambda: self.engine.working)
+        self.on_error: Callable[[BaseException], None] = lambda error: None
+        self.ready = False
+        self._background: set[asyncio.Task[None]] = set()
+
+    def _failed(self, error: BaseException) -> None:
+        self.metrics.errors.inc()
+        self.on_error(error)
+
+    async def start(self) -> None:
+        """Starts the devices, tries every model once, so that the first caller does not wait for that, and reads the
+        training images among which neighbours are looked for."""
+        self.engine.start()
+        await asyncio.gather(*(self._warm(name) for name in self.models))
+        self.ready = True
+        if self.settings.neighbours:
+            for name, model in self.models.items():
+                if "neighbours" in model.abilities and reachable(model):
+                    task = asyncio.create_task(self._learn(name))
+                    self._background.add(task)
+                    task.add_done_callback(self._background.discard)
+
+    async def _warm(self, name: str) -> None:
+        model = self.models[name]
+        if model.denoiser is None:
+            return
+        label = 0 if model.denoiser.classes else None
+        plan = model.plans()
+        labels = _labels(model, plan, label, 1, 1.0)
+        for number in range(len(self.places)):  # a key each, so that every device has one
+            asked = work.Making(name, plan, [0], labels)
+            await self.submit(("warm", name, number), 1, partial(work.make, batch=1), asked, seconds=600).answer
+
+    async def _learn(self, name: str) -> None:
+        model = self.models[name]
+        compute = lambda models, jobs: work.learn_neighbours(models, jobs, name, self.settings.neighbours)  # noqa: E731
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await self.submit(("learn", name), 1, compute, None, seconds=86_400).answer
+                for place in self.places[1:]:
+                    place[name].neighbours = model.neighbours
+            except (UserError, Refused, RuntimeError) as error:  # without neighbours everything else still works
+                self._failed(error)
+
+    async def close(self) -> None:
+        """Takes nothing more; returns when everything in the queue is answered."""
+        self.ready = False
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
+
+    def submit(
+        self,
+        key: Hashable,
+        images: int,
+        compute: Compute,
+        asked: Any,
+        on_progress: Callable[[Any], None] | None = None,
+        seconds: float | None = None,
+    ) -> Job:
+        """A job in the queue. Raises `Refused` where there is no place."""
+        seconds = self.settings.deadline if seconds is None else seconds
+        return self.engine.submit(Job(key, images, compute, asked, seconds, on_progress=on_progress))
+
+    def model(self, name: str, ability: str | None = None) -> Served:
+        """A model by its name. Raises `Refused` for one that is not served, or cannot do this."""
+        if name not in self.models:
+            raise Refused(404, name[:100], "is not served here", f"there is {', '.join(self.models)}"[:300])
+        model = self.models[name]
+        if ability is not None and ability not in model.abilities:
+            raise Refused(404, f"{name}/{ability}", "this model cannot do it", f"it can {', '.join(model.abilities)}")
+        return model
+
+    async def answer(self, request: Request, ability: str, job: Job) -> Any:
+        """What comes of a job; nothing more is computed for it when its caller leaves. Raises what it was refused with,
+        and `Gone`."""
+        leaving = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({job.answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if job.answer.done():
+                return job.answer.result()
+            raise self._gone(ability)
+        finally:
+            leaving.cancel()
+            if not job.answer.done():
+                job.leave()
+
+    async def events(self, ability: str, start: Callable[[Callable[[Any], None]], Job]) -> AsyncIterator[Any]:
+        """What a job tells, and at the end its result. Whoever stops iterating has left."""
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        job = start(told.put_nowait)
+        job.answer.add_done_callback(lambda _: told.put_nowait(END))
+        try:
+            while (event := await told.get()) is not END:
+                yield event
+            yield job.answer.result()
+        finally:
+            if not job.answer.done():
+                job.leave()
+                self.metrics.left.labels(ability).inc()
+
+    def _gone(self, ability: str) -> Gone:
+        self.metrics.left.labels(ability).inc()
+        return Gone()
+
+    def check_open(self) -> None:
+        """Raises `Refused` while the server is not ready, or not any more."""
+        if not self.ready:
+            raise closing()
+
+
+class Gone(Exception):
+    """The caller has left; nobody reads the answer."""
+
+
+async def _left(request: Request) -> None:
+    """Returns when the caller has gone. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _labels(model: Served, plan: Any, label: Any, n: int, guidance: float) -> Any:
+    from ..generate.labels import check_labels
+
+    assert model.denoiser is not None
+    return check_labels(model.denoiser, label, n, guidance, plan.guide)
