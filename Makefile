@@ -1,5 +1,6 @@
 # make demo    sets up and runs the whole story on real images of digits; ends with a report to look at
 # make test    sets up and runs the tests           make lint   style and types           make setup   only sets up
+# make docs    the documentation as a site in site/, which can be read without a server
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment, ARGS="..." is passed on.
 
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: demo test lint format setup
+.PHONY: demo test lint format docs setup
 .DEFAULT_GOAL := setup
 
 demo: $(READY)
@@ -29,6 +30,10 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff check --fix --exit-zero
 	$(VENV)/bin/ruff format
+
+docs: $(READY)
+	$(VENV)/bin/python docs/make_presets.py
+	$(VENV)/bin/python -m mkdocs build --strict $(ARGS)
 
 setup: $(READY)
 

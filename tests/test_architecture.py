@@ -20,8 +20,8 @@ PACKAGE = ROOT / "src" / "twofold"
 # From low to high. What stands in one line may not import each other, except for plain files, and without a circle.
 LEVELS = (
     {"errors", "__init__"},
-    {"settings", "files"},
-    {"noise", "reverse", "draws", "codec", "taps", "hashing", "weightsfile"},
+    {"settings", "files", "machine"},
+    {"noise", "reverse", "draws", "codec", "lowres", "taps", "hashing", "weightsfile"},
     {"denoiser", "oracle"},
     {"networks", "data"},
     {"generate", "measure"},

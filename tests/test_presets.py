@@ -35,21 +35,25 @@ PUBLISHED = {
     "uvit-cifar10": 44_255_328,
     "dpt-imagenet256-uvit-l": 286_763_172,
     "dpt-imagenet256-uvit-h": 500_832_016,
+    "iddm-cifar10": 23_335_299,
+    "iddm-anime": 23_332_739,
 }
 # What the presets that start from a trained denoiser are given instead of a run, and its width cut down for training
 SOURCES = {"finetune": "digits", "lora": "digits", "noisy-mlp": "digits", "noisy-mlp-cifar10": "ddae-cifar10-ddpm"}
 
 STRIDES = {"latent-fashion-mini": 4}  # pixels per latent of presets with an autoencoder, 8 for the others
 LARGEST = 64  # pixels of the images that are trained on for two steps
+ATTENDS_EVERYWHERE = 16  # likewise, where full resolution attends
+LARGER = {"latent-256": 128}  # where levels that attend need more
+OWN_IMAGES = ("images-", "autoencoder-kl", "autoencoder-1", "autoencoder-2", "latent-1", "latent-2", "sr-x")
 
 WITHOUT_DATA = ("finetune", "lora", "noisy-mlp")  # they take that of the run
+FOLDERS = ("iddm-64", "iddm-neu", "iddm-nrsd", "iddm-wood", "iddm-anime")  # of somebody's own images
 
 
 def settings_of(name: str, *changes: dict[str, Any]) -> TrainSettings:
     """A preset's settings; those without data of their own are given digits."""
-    own = (
-        [("test", {"data": "digits"})] if name.startswith(("images-", "autoencoder-kl")) or name in WITHOUT_DATA else []
-    )
+    own = [("test", {"data": "digits"})] if name.startswith(OWN_IMAGES) or name in (*WITHOUT_DATA, *FOLDERS) else []
     preset = open_preset(name)
     if any(values.get("codec") for _, values in preset.layers):
         own.append(("test", {"codec": {"source": "runs/autoencoder"}}))
@@ -78,6 +82,8 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
         narrow = {"width": 16, "depth": 2, "heads": 2, "embedding_channels": 16}
     elif network.kind == "uvit":
         narrow = {"width": 16, "depth": 2, "heads": 2}
+    elif network.kind == "iddm":
+        narrow |= {"heads": 2}
     elif network.kind == "autoencoder":
         narrow["norm_groups"] = 4
     elif network.kind == "trunk":
@@ -88,6 +94,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
         narrow["heads"] = 2
     few = {"objective": {"labelled_batch": 2}} if getattr(settings.objective, "labelled_batch", None) else {}
     few |= {"codec": {"store": False}} if settings.codec is not None else {}
+    few |= {"objective": {"crop": 32}} if getattr(settings.objective, "crop", None) else {}
     return few | {
         "data": {"source": "digits", "size": shape[1:], "channels": shape[0]},
         "network": narrow,
@@ -97,6 +104,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
             "micro_batch": None,
             "precision": "fp32",
             "snapshot_images": [],
+            **({"preview_n": 4} if settings.network.kind == "iddm" else {}),
         },
         "validation": {"samples": 4, "steps": 2, "max_images": 4},
     }
@@ -142,7 +150,8 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
     settings = settings_of(name)
     channels, height, width = shape_of(settings)
-    shape = (channels, min(height, LARGEST), min(width, LARGEST))
+    largest = LARGER.get(name, LARGEST)
+    shape = (channels, min(height, largest), min(width, largest))
     change = narrowed(settings, shape)
     if name in SOURCES:
         change["init_from"] = str(sources[SOURCES[name]])

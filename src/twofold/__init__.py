@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_TABLE` is what runs
     from .denoiser import Classifier, Denoiser, Encoder, JointDenoiser, NetworkDenoiser, State
     from .errors import UserError
     from .generate.edit import Edited, edit
+    from .generate.inpaint import inpaint
     from .generate.sample import sample
+    from .generate.upscale import upscale
+    from .generate.vary import vary
     from .learn.fewlabel.estimator import FewLabelClassifier
     from .learn.training import train
     from .noise import Family, family
@@ -55,10 +58,13 @@ _TABLE = {
     "bits_per_dimension": "recognize.likelihood",
     "edit": "generate.edit",
     "family": "noise",
+    "inpaint": "generate.inpaint",
     "load": "run",
     "open_store": "data",
     "sample": "generate",
     "train": "learn",
+    "upscale": "generate.upscale",
+    "vary": "generate.vary",
 }
 
 __all__ = [  # noqa: RUF022 (sorted as the table is)
@@ -85,10 +91,13 @@ __all__ = [  # noqa: RUF022 (sorted as the table is)
     "bits_per_dimension",
     "edit",
     "family",
+    "inpaint",
     "load",
     "open_store",
     "sample",
     "train",
+    "upscale",
+    "vary",
 ]
 
 

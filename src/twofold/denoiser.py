@@ -5,7 +5,8 @@
     Classifier  logits(x, sigma) -> (B, K)
 
 x = x0 + sigma * noise (see `twofold.noise`); sigma is () or (B,); cond is a mapping of tensors: `label` (B,) int64
-with -1 = none, `augment` (B, 9). What "no condition" means to the network is the denoiser's business.
+with -1 = none, `augment` (B, 9), `low` (B, C, h, w): the image at a lower resolution. What "no condition" means to the
+network is the denoiser's business.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from . import taps as _taps
 from .codec import Codec, PixelCodec
 from .errors import UserError
+from .lowres import enlarge
 from .noise import Coefficients, Family, as_sigma, expand
 from .reverse import between, table_family, table_step
 from .taps import Layer
@@ -60,7 +62,8 @@ class Denoiser(nn.Module):
     class_names: what they are called, () where nobody said.
     layers: {name: Layer} in order of execution. aliases: {published name: name in layers}, which `features` takes too.
     codec: images <-> x0. clip: x0 lives in [-1, 1]. autocast: what its network computes in; None: x's own.
-    learns_variance: it knows `denoise_and_variance`.
+    learns_variance: it knows `denoise_and_variance`. low_factor: of a super-resolution model, which needs cond["low"],
+    an image so many times as small (or enlarged already, see `lowres.enlarge`); 0: it takes none.
     """
 
     shape: tuple[int, int, int]
@@ -73,6 +76,7 @@ class Denoiser(nn.Module):
     clip: bool = True
     autocast: torch.dtype | None = None
     learns_variance: bool = False
+    low_factor: int = 0
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32 or better: the expectation of x0 given x. Raises `UserError` off its range."""
@@ -127,6 +131,8 @@ class Classifier(Protocol):
 class NetworkDenoiser(Denoiser):
     """A network and a noise family. Only F runs under autocast; coefficients and sums are float32 or better.
 
+    One with `low_residual` works on what the enlarged low image lacks: x and x0 less that image, in the same frame.
+
     network: F(c_in x, c_noise, cond). autocast: dtype F runs in (torch.bfloat16, torch.float16), or None for x's own.
     """
 
@@ -163,6 +169,10 @@ class NetworkDenoiser(Denoiser):
     def learns_variance(self) -> bool:  # type: ignore[override]
         return bool(getattr(self.network, "learns_variance", False))
 
+    @property
+    def low_factor(self) -> int:  # type: ignore[override]
+        return int(getattr(self.network, "low_factor", 0))
+
     def size_problem(self, height: int, width: int) -> str | None:
         ask = getattr(self.network, "size_problem", None)
         return ask(height, width) if ask else super().size_problem(height, width)
@@ -185,7 +195,7 @@ class NetworkDenoiser(Denoiser):
         sigma = as_sigma(sigma)
         self.family.check(sigma)
         c = self.family.coefficients(sigma)
-        return self._combine(x, c, self._predict(x, c, cond))
+        return self._combine(x, c, self._predict(x, c, cond), cond)
 
     def denoise_and_variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
         if not self.learns_variance:
@@ -194,7 +204,7 @@ class NetworkDenoiser(Denoiser):
         self.family.check(sigma)
         c = self.family.coefficients(sigma)
         output, share = self._output(x, c, cond).chunk(2, 1)
-        return self._combine(x, c, output), (share + 1) / 2
+        return self._combine(x, c, output, cond), (share + 1) / 2
 
     def variance(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """Variance (B, C, H, W) of an ancestral step from x to the next lower entry of the table, as it was learned.
@@ -221,16 +231,16 @@ class NetworkDenoiser(Denoiser):
 
     def _encoded(self, x: Tensor, c: Coefficients, cond: Cond | None) -> State:
         state: State = self._run(self._split("encode"), x, c, cond)
-        state.context["denoiser"] = (x, c)
+        state.context["denoiser"] = (x, c, cond)
         return state
 
     def decode(self, state: State) -> Tensor:
         """x0_hat (B, C, H, W) from a state that may have been edited."""
-        x, c = state.context["denoiser"]
+        x, c, cond = state.context["denoiser"]
         decode = self._split("decode")
         with self._autocast(x):
             output = decode(state)
-        return self._combine(x, c, self._mean(output.to(x.dtype)))
+        return self._combine(x, c, self._mean(output.to(x.dtype)), cond)
 
     def _split(self, name: str) -> Any:
         if not hasattr(self.network, name):
@@ -250,6 +260,7 @@ class NetworkDenoiser(Denoiser):
 
     def _run(self, network: Any, x: Tensor, c: Coefficients, cond: Cond | None) -> Any:
         c_noise = c.c_noise.to(device=x.device, dtype=x.dtype, non_blocking=True).expand(len(x))
+        x = self.less(x, cond)
         with self._autocast(x):
             return network(expand(c.c_in, x) * x, c_noise, cond)
 
@@ -264,8 +275,23 @@ class NetworkDenoiser(Denoiser):
         """F, without what is said about the variance."""
         return output.chunk(2, 1)[0] if self.learns_variance else output
 
-    def _combine(self, x: Tensor, c: Coefficients, output: Tensor) -> Tensor:
-        return expand(c.c_skip, x) * x + expand(c.c_out, x) * output
+    def less(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """x, or x0, less the enlarged low image, where that is what the network works on; else as it is.
+
+        Raises `UserError` where a super-resolution model is given no low image.
+        """
+        if not self.low_factor:
+            return x
+        if not cond or "low" not in cond:
+            what = "was given no low-resolution image"
+            raise UserError("this super-resolution model", what, "use `twofold upscale RUN IMAGES`")
+        residual = bool(getattr(self.network, "low_residual", False))
+        return x - enlarge(cond["low"], *x.shape[2:]).to(x.dtype) if residual else x
+
+    def _combine(self, x: Tensor, c: Coefficients, output: Tensor, cond: Cond | None) -> Tensor:
+        rest = self.less(x, cond)
+        x0_hat = expand(c.c_skip, x) * rest + expand(c.c_out, x) * output
+        return x0_hat if rest is x else x0_hat + (x - rest)
 
 
 class JointDenoiser(NetworkDenoiser):

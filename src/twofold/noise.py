@@ -105,6 +105,10 @@ def alpha_bar(settings: VPNoise) -> np.ndarray:
         beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
     elif settings.table == "scaled_linear":  # Stable Diffusion
         beta = np.linspace(0.00085**0.5, 0.012**0.5, n) ** 2
+    elif settings.table == "sqrt_linear":  # as IDDM names them; elsewhere "sqrt_linear" is what is "linear" here
+        beta = np.linspace(1e-4**0.5, 0.02**0.5, n) ** 2
+    elif settings.table == "sqrt":
+        beta = np.linspace(1e-4, 0.02, n) ** 0.5
     else:  # scaled so that a shorter table ends at the same noise; guided-diffusion's rule
         low = {"linear": 1e-4, "joint": 1e-3}[settings.table]
         beta = np.minimum(np.linspace(low, 0.02, n) * (1000 / n), 0.999)
@@ -117,8 +121,8 @@ class _Table:
     def __init__(self, settings: VPNoise) -> None:
         abar = alpha_bar(settings)
         self.log_sigma = torch.from_numpy(0.5 * (np.log1p(-abar) - np.log(abar)))
-        self.discrete = settings.discrete
-        self.range = (float(self.log_sigma[0].exp()), float(self.log_sigma[-1].exp()))
+        self.discrete, self.first = settings.discrete, settings.first
+        self.range = (float(self.log_sigma[self.first].exp()), float(self.log_sigma[-1].exp()))
 
     def sigma(self, t: Tensor) -> Tensor:
         table = self.log_sigma.to(t.device)
@@ -135,7 +139,7 @@ class _Table:
 
     def training_sigma(self, u: Tensor) -> Tensor:
         table = self.log_sigma.to(u.device)
-        return table[(u * len(table)).long().clamp(0, len(table) - 1)].exp()
+        return table[(self.first + u * (len(table) - self.first)).long().clamp(self.first, len(table) - 1)].exp()
 
 
 class _Continuous:
@@ -309,14 +313,18 @@ def time_grid(family: Family, steps: int) -> Tensor:
 def ddim_grid(family: Family, steps: int) -> Tensor:
     """DDIM's published grid ("leading" spacing): t = k * (T // steps) for k < steps, descending, then sigma 0.
 
+    Where the table is used from a later entry on (`noise.first`), it begins there: first + k * (T // steps).
     Does not start at the largest sigma. Raises `UserError` where steps exceeds the table or there is no table.
     """
     if not isinstance(family, VP) or isinstance(family.table, _Continuous):
         raise UserError("grid=ddim", "this model has no discrete table", "use grid=karras or grid=log")
     total = family.settings.steps
-    if steps > total:
-        raise UserError(f"steps={steps}", f"more than the {total} entries of the table", f"use at most {total}")
-    sigma = family.sigma(torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (total // steps))
+    first = family.settings.first
+    if steps > total - first:
+        most = total - first
+        raise UserError(f"steps={steps}", f"more than the {most} entries of the table", f"use at most {most}")
+    stride = min(total // steps, (total - 1 - first) // max(steps - 1, 1))
+    sigma = family.sigma(first + torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride)
     return torch.cat([sigma, sigma.new_zeros(1)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from twofold import machine
 from twofold.cli import doctor
 from twofold.cli.main import main
 
@@ -23,6 +25,22 @@ def test_it_says_what_is_here_and_ends_with_a_verdict(capsys: pytest.CaptureFixt
         assert any(line.startswith(name) for line in lines), name
     assert any(torch.__version__ in line for line in lines)
     assert not any(line.startswith("hub") for line in lines)  # never asks the network unless told to
+
+
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ready"] and said["missing"] == [] and said["verdict"].startswith("Ready")
+    assert {"twofold", "memory", "will be used"} <= said["found"].keys()
+
+
+def test_what_fits_is_counted() -> None:
+    """The same room holds fewer large images at a time than small ones, and none where there is hardly any."""
+    rows = dict(doctor.what_fits(6 * 2**30))
+    assert rows["images-32"].startswith("all of the 128 images") and "fits" in rows
+    size = int(rows["images-64"].partition("micro_batch=")[2].split()[0])
+    assert 1 <= size < 128
+    assert dict(doctor.what_fits(2**20))["images-64"].startswith("not even one image at a time")
 
 
 def test_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,19 +66,25 @@ def test_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_containers_memory_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    everything, _ = doctor.memory()
-    limit = tmp_path / "memory.max"
+    """What is free is the limit without what is used, but for the files in it that would make room."""
+    everything, _ = machine.memory()
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text(f"{2**28}\n")
-    monkeypatch.setattr(doctor, "CGROUP_MEMORY", (str(limit),))
-    assert doctor.memory() == (2**28, 2**28)
+    monkeypatch.setattr(machine, "CGROUP_MEMORY", (str(limit),))
+    monkeypatch.setattr(machine, "CGROUP_USED", (str(used),))
+    assert machine.memory() == (2**28, 2**28)
+    used.write_text(f"{2**27}\n")
+    assert machine.memory() == (2**28, 2**27)
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**20}\nactive_file 7\n")
+    assert machine.memory() == (2**28, 2**27 + 2**20)
     limit.write_text("max\n")
-    assert doctor.memory()[0] >= everything
+    assert machine.memory()[0] == everything
 
 
 def test_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor\t: 0\nmodel name\t: X 9000\nflags\t\t: fpu avx512_bf16 amx_bf16\n\nprocessor\t: 1\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert doctor.processor() == ("X 9000", {"fpu", "avx512_bf16", "amx_bf16"})
+    assert machine.processor() == ("X 9000", {"fpu", "avx512_bf16", "amx_bf16"})
     assert "avx512_bf16, amx_bf16" in dict(doctor.machine())["processor"]
 
 

@@ -140,8 +140,8 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_only_the_formats_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "anything", "to=diffusers"]) == 2
-    assert "must be one of onnx, torchscript, exported, all" in capsys.readouterr().err
+    assert main(["export", "anything", "to=tensorrt"]) == 2
+    assert "must be one of onnx, torchscript, exported, all, diffusers, hub" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,10 @@ def test_what_looks_like_a_path_is_no_setting(verb: Callable[..., ModuleType]) -
     assert (seen[1].preset, seen[1].assignments) == ("a=b", [])
 
 
-ALL_VERBS = "demo, train, sample, evaluate, probe, predict, export, distill, fewlabel, edit, data, runs, doctor, toy"
+ALL_VERBS = (
+    "demo, train, sample, evaluate, probe, predict, export, import, distill, fewlabel, edit, inpaint, vary, upscale, "
+    "copies, serve, data, runs, doctor, completion, toy"
+)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,18 @@ def exportable_network(denoiser: Denoiser) -> UNet:
     network = getattr(denoiser, "network", None)
     if not isinstance(network, UNet):
         raise UserError(f"network {type(network).__name__}", "UNet2DModel holds no such network", "export a unet")
+    return expressible(network)
+
+
+def expressible(network: UNet) -> UNet:
+    """The network itself. Raises `UserError` naming the first of its options that UNet2DModel cannot express."""
     if network.mid is None or len(network.dec) == 0:
         raise UserError("network", "only the part of a unet up to one of its layers", "export the whole denoiser")
     s = network.settings
     refused = {
         "multipliers": (s.multipliers, s.multipliers[0] != 1, "the first must be 1"),
         "skip_scale": (s.skip_scale, s.skip_scale != 1, ""),
+        "low_factor": (s.low_factor, bool(s.low_factor), "no pipeline shows a network a second image"),
         "augment_dim": (s.augment_dim, s.augment_dim > 0, ""),
         "embedding_channels": (s.embedding_channels, s.embedding_channels not in (None, s.channels), "use null"),
         "label_position": (s.label_position, bool(s.classes) and s.label_position == "before", "use after"),
@@ -123,7 +129,8 @@ def check_groups(network: UNet, where: str) -> None:
     for norm in network.modules():
         if isinstance(norm, nn.GroupNorm) and norm.num_groups != network.settings.norm_groups:
             what = f"a norm over {norm.num_channels} channels has {norm.num_groups} groups here"
-            raise UserError(where, what, "all norms must have equally many")
+            fewest = min(n.num_groups for n in network.modules() if isinstance(n, nn.GroupNorm))
+            raise UserError(where, what, f"all norms must have equally many: train with network.norm_groups={fewest}")
 
 
 def config_of(network: UNet) -> dict[str, Any]:

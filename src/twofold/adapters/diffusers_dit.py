@@ -19,11 +19,12 @@ from ..denoiser import NetworkDenoiser
 from ..errors import UserError, nearest
 from ..noise import family
 from ..settings.network import DiTSettings
-from ..settings.noise import VPNoise
-from .diffusers_config import noise_of
+from ..settings.noise import NoiseSettings, VPNoise
 from .diffusers_files import NOTHING, class_name, read_json, read_weights
+from .diffusers_schedulers import noise_from
+from .diffusers_told import NONE, told_codec, told_names, told_of
 from .dit_layouts import assembled, diffusers_names, with_one_embedder
-from .latent_codec import NoCodec, codec_for
+from .latent_codec import NoCodec
 
 TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is what early folders say
 DEFAULTS: dict[str, Any] = {  # DiTTransformer2DModel's, diffusers 0.42
@@ -53,11 +54,13 @@ def read_dit(folder: Path) -> NetworkDenoiser:
     Raises `UserError` naming what is missing, of another class, or not in the weights. No pickle is opened.
     """
     index: Mapping[str, Any] = {}
-    home, noise = folder, VPNoise()
+    home = folder
+    noise: NoiseSettings = VPNoise()
     if (folder / "model_index.json").is_file():
         index, home = read_json(folder / "model_index.json"), folder / "transformer"
         scheduler = folder / "scheduler" / "scheduler_config.json"
-        noise = noise_of(read_json(scheduler)) if scheduler.is_file() else noise
+        if scheduler.is_file():
+            noise = noise_from(read_json(scheduler), told_of(index).get("noise"))
     if class_name(home) not in TRANSFORMERS:
         what = "another class than a DiT is run with"
         raise UserError(f"{home}: {class_name(home)}", what, f"valid: {TRANSFORMERS[0]}")
@@ -65,10 +68,19 @@ def read_dit(folder: Path) -> NetworkDenoiser:
     weights = _with_biases(settings.depth, read_weights(home))
     names = diffusers_names(settings.depth)
     network = with_one_embedder(assembled(str(home), settings, shape, names, weights, "config and weights disagree"))
-    codec: Codec = codec_for(folder / "vae", shape) if index else NoCodec(str(folder))
-    classes = settings.classes or 0
-    made = NetworkDenoiser(network, family(noise), shape, classes, codec, False, _names(index, classes))
+    classes, told = settings.classes or 0, told_of(index)
+    codec, clip = _codec(folder, index, shape), bool(told.get("clip", False))
+    called = told_names(told, classes) or _names(index, classes)
+    made = NetworkDenoiser(network, family(noise), shape, classes, codec, clip, called)
     return made.eval().requires_grad_(False)
+
+
+def _codec(folder: Path, index: Mapping[str, Any], shape: tuple[int, int, int]) -> Codec | None:
+    """The autoencoder of a pipeline; None of one of ours for pixels."""
+    if not index:
+        return NoCodec(str(folder))
+    told = told_of(index)
+    return None if told and index.get("vae") in NONE else told_codec(folder / "vae", shape, told)
 
 
 def settings_of(config: Mapping[str, Any], where: str) -> tuple[DiTSettings, tuple[int, int, int]]:

@@ -16,6 +16,8 @@ PIPELINES: dict[str, Reader] = {
     "DDPMPipeline": from_diffusers,
     "DDIMPipeline": from_diffusers,
     "PNDMPipeline": from_diffusers,
+    "ConsistencyModelPipeline": from_diffusers,  # how a U-Net of EDM or with classes is run; see `diffusers_write`
+    "LDMPipeline": from_diffusers,
     "DiTPipeline": read_dit,
 }
 MODELS: dict[str, Reader] = {"UNet2DModel": from_diffusers, **dict.fromkeys(TRANSFORMERS, read_dit)}

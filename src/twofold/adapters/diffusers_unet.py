@@ -6,6 +6,7 @@ The same network twice: what one side cannot say is refused by the name of the o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,21 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..errors import UserError, some
 from ..networks.blocks import Block
-from ..networks.unet import UNet
+from ..networks.unet import UNet, sinusoid
 from ..noise import family
-from ..settings.noise import VPNoise
+from ..settings.noise import NoiseSettings, VPNoise
 from .diffusers_config import (
+    DEFAULTS,
     betas_of,
     check_groups,
     config_of,
     exportable_network,
     exportable_noise,
-    noise_of,
     settings_of,
 )
 from .diffusers_files import class_name, present_name, read_json, read_weights
+from .diffusers_schedulers import noise_from, table_times
+from .diffusers_told import NONE, told_codec, told_names, told_of
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 RESNET = {"norm1": "norm1", "conv1": "conv1", "emb": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
 ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}
 LABELS = "class_embedding.weight"
+TIMES = "time_proj.weight"
+PARTS = ("unet", "scheduler", "vqvae", "vae")  # of a pipeline; the last two are an autoencoder
 
 
 def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
@@ -46,7 +51,15 @@ def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
     (`to_scheduler` gives its scheduler) whose integer times the network is fed.
     """
     exportable_noise(denoiser)
-    network = exportable_network(denoiser)
+    return unet_model(exportable_network(denoiser))
+
+
+def unet_model(network: UNet, table: Tensor | None = None) -> UNet2DModel:
+    """An exportable network as a UNet2DModel; see `to_diffusers`.
+
+    table: (steps, channels), what the first layer is given at each whole time, where that is not the sinusoid of the
+    time itself: its time embedding is then a "learned" one with these rows.
+    """
     config = config_of(network)
     names = _names(network)
     theirs: dict[str, Tensor] = {}
@@ -55,6 +68,9 @@ def to_diffusers(denoiser: Denoiser) -> UNet2DModel:
         theirs |= {their: part.contiguous() for their, part in zip(names[name], parts, strict=True)}
     if LABELS in theirs:
         theirs[LABELS] = torch.cat([theirs[LABELS], theirs[LABELS].new_zeros(1, theirs[LABELS].shape[1])])
+    if table is not None:
+        config |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
+        theirs[TIMES] = table
 
     from diffusers import UNet2DModel
 
@@ -76,7 +92,8 @@ def to_scheduler(denoiser: Denoiser) -> DDPMScheduler:
 def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
     """A UNet2DModel, or a folder that holds one (a pipeline's, or the unet's own), as a denoiser in evaluation mode.
 
-    scheduler: a diffusers scheduler with betas, or its configuration; a pipeline's folder brings its own. Without one
+    scheduler: a diffusers scheduler with betas, of EDM or of flow matching, or its configuration; a pipeline's folder
+    brings its own. Without one
     the network is taken for DDPM's: linear betas 1e-4 .. 0.02, 1000 steps, predicting the noise.
     A last class whose embedding is zero is "none" (label -1) and not counted. Twice as many output channels as input
     channels are noise and learned variance. Weights become float32 or better copies.
@@ -85,12 +102,15 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
     those of the configuration.
     """
     if isinstance(source, str | Path):
-        where, config, weights, found = _read_folder(Path(source))
-        scheduler = found if scheduler is None else scheduler
+        found = _read_folder(Path(source))
+        scheduler = found.scheduler if scheduler is None else scheduler
     else:
-        where, config, weights = type(source).__name__, dict(source.config), source.state_dict()
+        found = _Folder(type(source).__name__, dict(source.config), source.state_dict())
+    where, config, weights, told = found.where, found.config, found.weights, found.told
     scheduler = dict(getattr(scheduler, "config", scheduler) or {})
-    noise = noise_of(scheduler) if scheduler else VPNoise()
+    noise = noise_from(scheduler, told.get("noise")) if scheduler else VPNoise()
+    if config.get("time_embedding_type") == "learned":
+        config, weights = without_table(where, config, weights, noise)
     table = weights.get(LABELS)
     if table is not None and len(table) > 1 and not table[-1].any():
         weights = {**weights, LABELS: table[:-1]}
@@ -100,8 +120,29 @@ def from_diffusers(source: Any, scheduler: Any = None) -> NetworkDenoiser:
         network = UNet(settings, shape)
     check_groups(network, f"norm_num_groups={settings.norm_groups}")
     _assign(network, {present_name(name): tensor for name, tensor in weights.items()}, where)
-    clip = bool(scheduler.get("clip_sample", True))
-    return NetworkDenoiser(network, family(noise), shape, settings.classes or 0, clip=clip).eval()
+    codec = None if found.autoencoder is None else told_codec(found.autoencoder, shape, told)
+    clip = codec is None and bool(scheduler.get("clip_sample", told.get("clip", True)))
+    classes = settings.classes or 0
+    names = told_names(told, classes)
+    return NetworkDenoiser(network, family(noise), shape, classes, codec, clip=clip, class_names=names).eval()
+
+
+def without_table(
+    where: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], noise: NoiseSettings
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights with the sinusoid of `noise`'s times in the place of a table that holds just that.
+
+    Raises `UserError` for a table of anything else, such as one that was learned.
+    """
+    times, table = table_times(noise), weights.get(TIMES)
+    given = {**DEFAULTS, **config}
+    order, endpoint = "cos_sin" if given["flip_sin_to_cos"] else "sin_cos", given["freq_shift"] == 1
+    width = given["block_out_channels"][0]
+    if times is None or table is None or not torch.equal(table, sinusoid(times, width, order, endpoint)):
+        what = "a table of time embeddings that is not the sinusoid of known times"
+        raise UserError(f"time_embedding_type=learned of {where}", what, "valid: positional, or what twofold wrote")
+    rest = {name: tensor for name, tensor in weights.items() if name != TIMES}
+    return {**config, "time_embedding_type": "positional", "num_train_timesteps": None}, rest
 
 
 def _assign(network: UNet, theirs: Mapping[str, Tensor], where: str) -> None:
@@ -164,15 +205,31 @@ def _module(module: nn.Module, ours: str, theirs: str, place: int | str) -> dict
     return names
 
 
-def _read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
-    """Where the unet is, its configuration and weights, and the scheduler's configuration if there is one."""
-    scheduler = None
+@dataclass(frozen=True)
+class _Folder:
+    """A unet with what lies beside it: the scheduler's configuration, the folder of an autoencoder, what twofold wrote
+    into the index."""
+
+    where: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    scheduler: dict[str, Any] | None = None
+    autoencoder: Path | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _read_folder(folder: Path) -> _Folder:
+    scheduler, autoencoder, told = None, None, told_of({})
     if (folder / "model_index.json").is_file():
-        for part, value in read_json(folder / "model_index.json").items():
-            if not part.startswith("_") and part not in ("unet", "scheduler") and value not in (None, [None, None]):
+        index = read_json(folder / "model_index.json")
+        for part, value in index.items():
+            if not part.startswith("_") and part not in PARTS and value not in NONE:
                 raise UserError(f"{folder}: {part}={value}", "only pipelines of a unet and a scheduler can be imported")
         if (folder / "scheduler" / "scheduler_config.json").is_file():
             scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        autoencoder = next((folder / part for part in PARTS[2:] if index.get(part) not in NONE), None)
+        told = told_of(index)
         folder = folder / "unet"
     class_name(folder)  # there is a config.json
-    return str(folder), read_json(folder / "config.json"), read_weights(folder), scheduler
+    weights = read_weights(folder)
+    return _Folder(str(folder), read_json(folder / "config.json"), weights, scheduler, autoencoder, told)

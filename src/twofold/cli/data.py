@@ -1,10 +1,12 @@
-"""`twofold data pack|describe|split|labels SOURCE [key=value ...]`: what twofold learns from, before it learns.
+"""`twofold data pack|describe|split|labels|unpack SOURCE [key=value ...]`: what twofold learns from, before it learns.
 
 pack       packs the source into the cache (once; every later use opens it) and says where it lies; the same command
            on several machines that share the cache, or under torchrun, packs one store together
 describe   counts, shape, mean and standard deviation, imbalance, duplicates, classes per split, unreadable files
 split      how many images of each class are for training, validation and test; --out FILE lists them as CSV
 labels     per_class=K seed=S --out FILE chooses K training images of each class, for data.labels=FILE
+unpack     --out FOLDER writes the images as PNG files, one folder a class, with what belongs to them; splits=true
+           also by split (the default where the source has splits); a folder that data=FOLDER reads again
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.action == "labels":
         args.chosen = _choice(args, assigned)
+    if args.action == "unpack":
+        args.splits = _splits(args, assigned)
     layers = [("SOURCE", {"source": args.source}), ("command line", assigned)]
     settings, _ = resolve(DataSettings, layers)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one tells
@@ -76,6 +80,16 @@ def _choice(args: argparse.Namespace, assigned: dict[str, Any]) -> dict[str, int
             raise UserError(f"{name}={value}", f"is not a whole number from {least} on", f"write {name}={least + 1}")
         chosen[name] = int(value)
     return chosen
+
+
+def _splits(args: argparse.Namespace, assigned: dict[str, Any]) -> bool | None:
+    """Whether files are to lie in folders of their splits, taken out of what was assigned; None: not said."""
+    if not args.out:
+        raise UserError("twofold data unpack", "--out is missing", "name the folder to write")
+    value = assigned.pop("splits", None)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"splits={value}", "is neither true nor false", "write splits=true")
+    return value
 
 
 def _opened(settings: DataSettings, quiet: bool) -> Store:
@@ -170,6 +184,17 @@ def labels(store: Store, args: argparse.Namespace) -> None:
     print(f"{path}: {len(rows):,} images, {k} of each class; train with data.labels={path}")
 
 
+def unpack(store: Store, args: argparse.Namespace) -> None:
+    """Writes the PNG tree, and says how it is read again."""
+    from ..data.unpack import unpack as write
+
+    with Progress(f"unpacking {store.name}", args.quiet) as progress:
+        out = write(store, Path(args.out), args.splits, progress)
+    print(f"{out}: {len(store):,} images; {out / 'images.csv'} lists them; read again with data={out}")
+    if store.classes != sorted(store.classes):
+        print("note       read from folders, classes are in the order of their names, not in that of the source")
+
+
 def _written(out: str, text: str) -> Path:
     from ..files import atomic_bytes
 
@@ -198,6 +223,7 @@ ACTIONS: dict[str, Callable[[Store, argparse.Namespace], None]] = {
     "describe": describe,
     "split": split,
     "labels": labels,
+    "unpack": unpack,
 }
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
+from ..machine import cores, memory, processor
 
 OPTIONS = ()
 MINIMUM_PYTHON = (3, 11)
 LITTLE_DISK, LITTLE_MEMORY = 2 * 2**30, 2 * 2**30  # bytes; below these training is likely to fail
-CGROUP_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 NEEDED = {  # package: importable name; the dependencies of pyproject.toml
     "torch": "torch",
@@ -45,6 +47,7 @@ NEEDED = {  # package: importable name; the dependencies of pyproject.toml
 EXTRAS = {  # importable name: (what for, extra that brings it)
     "tensorboard": ("TensorBoard event files, train.tensorboard=true", "tensorboard"),
     "onnxruntime": ("twofold export to=onnx", "onnx"),
+    "fastapi": ("twofold serve", "serve"),
     "pytest": ("tests and development tools", "dev"),
 }
 
@@ -53,11 +56,20 @@ Row = tuple[str, str]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", action="store_true", help="also ask whether the model and data hub can be reached")
+    parser.add_argument("--fits", action="store_true", help="also count what fits on this device; takes some seconds")
+    parser.add_argument("--json", action="store_true", help="print the same as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what it finds as it finds it; exit code 1 where something necessary is missing."""
     missing, warnings = missing_packages(), []
+    found: dict[str, str] = {}
+
+    def _print(rows: list[Row]) -> None:
+        found.update(rows)
+        for name, text in () if args.json else rows:
+            print(f"{name:<16} {text}", flush=True)
+
     _print([("twofold", f"{__version__}, Python {platform.python_version()} ({sys.executable})")])
     _print(machine())
     if memory()[0] < LITTLE_MEMORY:
@@ -77,17 +89,16 @@ def run(args: argparse.Namespace) -> int:
         _print([("hub", said)])
         if not reachable:
             warnings.append("the hub cannot be reached: local data and models still work")
-    print()
+    if args.fits and not missing:
+        _print(what_fits())
+    verdict = "Ready." if not warnings else "Ready, but: " + "; ".join(warnings) + "."
     if missing:
-        print(f"Not ready: {', '.join(missing)} missing. Get it with: pip install {' '.join(missing)}")
-        return 1
-    print("Ready." if not warnings else "Ready, but: " + "; ".join(warnings) + ".")
-    return 0
-
-
-def _print(rows: list[Row]) -> None:
-    for name, text in rows:
-        print(f"{name:<16} {text}", flush=True)
+        verdict = f"Not ready: {', '.join(missing)} missing. Get it with: pip install {' '.join(missing)}"
+    if args.json:
+        print(json.dumps({"ready": not missing, "verdict": verdict, "missing": missing, "found": found}, indent=2))
+    else:
+        print(f"\n{verdict}")
+    return int(bool(missing))
 
 
 def missing_packages() -> list[str]:
@@ -107,43 +118,6 @@ def machine() -> list[Row]:
         ("cores", f"{cores()} to use, {os.cpu_count()} in the machine"),
         ("memory", f"{_size(total)}, {_size(free)} of it free"),
     ]
-
-
-def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> tuple[str, set[str]]:
-    """Name and instruction flags of the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor(), set()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    return facts.get("model name", platform.processor()), set(facts.get("flags", facts.get("Features", "")).split())
-
-
-def memory() -> tuple[int, int]:
-    """(all, free) bytes of memory, within the limit that a container sets."""
-    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names}
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = pages.get("SC_PHYS_PAGES", 0) * page, pages.get("SC_AVPHYS_PAGES", 0) * page
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):  # free and what caches would give back
-            free = int(line.split()[1]) * 1024
-    for path in CGROUP_MEMORY:
-        for line in _lines(path):
-            if line.isdigit():
-                total, free = min(total, int(line)), min(free, int(line))
-    return total, free
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().split("\n")
-    except OSError:
-        return []
 
 
 def devices() -> list[Row]:
@@ -168,6 +142,56 @@ def _cuda_precision() -> str:
     import torch
 
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16 (no native bf16)"
+
+
+FITS = ("images-32", "images-64", "latent-256")
+
+
+def what_fits(free: int | None = None) -> list[Row]:
+    """The largest micro-batch of some presets on the device that would be used. free: its bytes; default: as found."""
+    from ..learn.room import free_bytes, gib
+    from ..learn.training import check_device
+
+    device = check_device(None)
+    free = free_bytes(device) if free is None else free
+    if free is None:
+        return [("fits", f"{device} does not say how much memory is free")]
+    rows = [("fits", f"counted, with {gib(free)} free on {device}; `twofold train PRESET --dry-run` says it for yours")]
+    return [*rows, *((name, _largest(name, device, free)) for name in FITS)]
+
+
+def _largest(name: str, device: Any, free: int) -> str:
+    """What is said of one preset."""
+    from ..learn.estimate import needs_of
+    from ..learn.room import SPARE, gib
+    from ..settings.presets import open_preset
+    from ..settings.resolve import resolve
+    from ..settings.train import TrainSettings
+
+    layers = [*open_preset(name).layers, ("doctor", {"data": {"source": "digits"}, "network": {"classes": 0}})]
+    settings, _ = resolve(TrainSettings, layers)
+    assert settings.data.size is not None
+    height, width = settings.data.size
+    shape = (3, height, width) if settings.codec is None else (4, height // 8, width // 8)
+    needs = needs_of(settings, shape, [], 1, device, kl_f8((height, width)) if settings.codec else None)
+    size = needs.largest(free / SPARE)
+    if not size:
+        return f"not even one image at a time ({gib(needs.memory(1))})"
+    least = "all of" if size == needs.whole else f"train.micro_batch={size} of"
+    return f"{least} the {needs.whole} images of a step ({gib(needs.memory(size))})"
+
+
+def kl_f8(size: tuple[int, int]) -> Any:
+    """The autoencoder of Stable Diffusion without its weights, for images of this size."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from ..adapters.latent_codec import LatentCodec
+    from ..networks.autoencoder import kl_options
+    from ..settings.network import AutoencoderSettings
+
+    with torch.device("meta"):
+        return LatentCodec(AutoencoderKL(**kl_options(AutoencoderSettings(), 3)), size)
 
 
 def cache_folder() -> Path:

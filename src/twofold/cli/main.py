@@ -38,13 +38,20 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "measure how good generated images are"),
     "probe": ("probe", "what a model's features know, for every layer and noise level, and from few labels"),
     "predict": ("predict", "labels, features or anomaly scores of new images, as CSV or Parquet"),
-    "export": ("export", "a classifier, segmenter, landmarker or backbone as ONNX or as a PyTorch program, checked"),
+    "export": ("export", "a model as ONNX or a PyTorch program, as a folder for diffusers, or on a hub with a card"),
+    "import": ("importing", "a model of diffusers', of the hub or a published file, as a run folder"),
     "distill": ("distill", "teach a small network what a diffusion model sees: classes, masks or key points"),
     "fewlabel": ("fewlabel", "from a few labels to a classifier and a generator: dual pseudo training, resumable"),
     "edit": ("edit", "change images towards another class as little as it takes: counterfactuals"),
+    "inpaint": ("inpaint", "paint a part of images anew, so that it fits to the rest"),
+    "vary": ("vary", "images like the given ones, nearer or further from them"),
+    "upscale": ("upscale", "larger images by a super-resolution model, measured where the truth is known"),
+    "copies": ("copies", "before images are shared: which of them are copies of training images"),
+    "serve": ("serve", "a REST API and a web page over trained models: generate, classify, embed, edit"),
     "data": ("data", "pack, split and describe a source of images"),
     "runs": ("runs", "list runs, or compare some"),
     "doctor": ("doctor", "what this machine has, what will be used, what is missing and how to get it"),
+    "completion": ("completion", "a script for bash, zsh or fish that completes verbs, presets, options and settings"),
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from ..settings.text import read_text
 
 OPTIONS = ()
 TAIL = 2**16  # bytes of a log that are read: many rows, whatever its length
-KEY_METRICS = ("frechet", "loss", "accuracy", "miou", "nme")  # shown in the listing, where a run has them
+KEY_METRICS = ("frechet", "loss", "accuracy", "miou", "nme", "psnr")  # shown in the listing, where a run has them
 EXPERIMENTS = {"finetune": "distill", "final": "fewlabel"}  # settings that only one verb's experiments have
 MAIN = ("taught", "stage 3")  # what of an experiment the listing shows, if it is there
 NONE = (

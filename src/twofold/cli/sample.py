@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = [precision(model, settings.precision, accelerator.device, out) if accelerator.is_main_process else ""]
     broadcast_object_list(chosen)
     model.autocast = DTYPES[chosen[0]]
+    warn_of_memory(model, settings, accelerator.device)
     torch.manual_seed(0)
     with Progress("sampling", args.quiet) as progress:
         progress(0, settings.n)  # shown at once: the first batch may take a while
@@ -60,6 +61,17 @@ def run(args: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
     return 0
+
+
+def warn_of_memory(model: Denoiser, settings: SampleSettings, device: torch.device) -> None:
+    """Says where so many images at a time are too many for the device, and how many are not."""
+    from ..generate.sample import shape_at
+    from ..learn.room import sampling_advice
+
+    twice = model.classes > 0 and settings.guidance not in (0, 1)
+    line = sampling_advice(model, settings.micro_batch, device, shape_at(model, settings.size), guided=twice)
+    if line:
+        say(f"twofold: {line}")
 
 
 def models(source: str, settings: SampleSettings, device: torch.device) -> tuple[Denoiser, Any]:

@@ -87,7 +87,7 @@ class Progress:
 
 
 @contextmanager
-def training(title: str, n_images: int, quiet: bool = False, held_out: bool = True) -> Iterator[Any]:
+def training(title: str, quiet: bool = False, held_out: bool = True) -> Iterator[Any]:
     """A `show` function for `learn.train`: bar, validation lines and notes. held_out: whether validation images are."""
     from ..learn.events import Event, Logged, Note, Stepped
 
@@ -97,8 +97,8 @@ def training(title: str, n_images: int, quiet: bool = False, held_out: bool = Tr
         def show(event: Event) -> None:
             nonlocal text
             match event:
-                case Stepped(n):
-                    progress(n, n_images, text)
+                case Stepped(n, total):
+                    progress(n, total, text)
                 case Logged(row) if row["kind"] == "train":
                     text = f"loss {row['loss']:.4f}  {row['images_per_second']:,.0f} img/s"
                 case Logged(row):
@@ -114,7 +114,7 @@ def metrics_line(row: dict[str, Any]) -> str:
     """`held-out loss 0.1234, frechet 0.56` from a validation row; what to say where it has none."""
     names = {"loss": "held-out loss", "frechet": "Frechet distance", "accuracy": "held-out accuracy"}
     names |= {"miou": "held-out mIoU", "nme": "held-out NME"}
-    names |= {"psnr": "reconstruction PSNR (dB)", "kl": "divergence of latents (nats)"}
+    names |= {"psnr": "PSNR (dB)", "kl": "divergence of latents (nats)"}
     names["accuracy_always"] = "always the commoner answer"
     found = ", ".join(f"{names[k]} {v:.4f}" for k, v in row.items() if k in names)
     return found or "nothing measured: no held-out image has a label"

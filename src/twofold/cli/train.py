@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..settings.data import one_choice
+from ..settings.every import has_epochs
 from ..settings.presets import open_preset
 from ..settings.presets import preset_listing as more_help  # noqa: F401 (the end of --help)
 from ..settings.resolve import from_yaml, parse_assignments, resolve, settings_hash, to_yaml
@@ -81,7 +82,7 @@ def train_run(
     from ..learn import train
 
     first = is_first()
-    with Progress("packing the data", quiet) as packing, training(title, settings.train.n_images, quiet) as show:
+    with Progress("packing the data", quiet) as packing, training(title, quiet) as show:
 
         def shown(event: Any) -> None:
             packing.close()  # one bar at a time
@@ -130,9 +131,10 @@ def _with_pictures(show: Any, out: Path, settings: TrainSettings) -> Any:
             from ..files import atomic_bytes
             from ..report.grids import image_grid
 
-            path = out / "figures" / f"preview-{event.n_images:012d}.png"
+            kind = "" if event.averaged else "-raw"
+            path = out / "figures" / f"preview-{event.n_images:012d}{kind}.png"
             path.parent.mkdir(exist_ok=True)
-            atomic_bytes(path, image_grid(event.images.numpy(), 8))
+            atomic_bytes(path, image_grid(event.images.numpy(), min(8, len(event.images))))
         if writer is not None and isinstance(event, Logged):
             for key, value in event.row.items():
                 if key not in ("kind", "n_images") and value is not None:
@@ -159,6 +161,7 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     from ..data import open_store
     from ..learn.classes import class_names
     from ..learn.estimate import estimate, measure_flops_per_second
+    from ..learn.room import advice
     from ..learn.training import complete
     from ..run import Run, run_codec
 
@@ -167,6 +170,7 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     known = settings.network.classes if settings.objective.kind != "joint" else None
     count = None
     whole = settings.objective.kind in ("distill", "kd", "segmentation", "landmarks")  # ask more of the data
+    whole = whole or has_epochs(settings.train)
     if data.size and data.channels and known is not None and not starts and not whole:
         shape: tuple[int, int, int] = (data.channels, *data.size)
         classes = [""] * known
@@ -179,7 +183,7 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     x0_shape = shape if codec is None else codec.shape_of(shape)
     speed = measure_flops_per_second(chosen)
-    found = estimate(settings, x0_shape, classes, flops_per_second=speed, codec=codec, images=count)
+    found = estimate(settings, x0_shape, classes, flops_per_second=speed, codec=codec, images=count, device=chosen)
     print(to_yaml(settings))
     print(f"images      {shape[0]} x {shape[1]} x {shape[2]}, {len(classes)} classes")
     if codec is not None:
@@ -187,6 +191,8 @@ def dry_run(settings: TrainSettings, device: str | None, out: Path) -> int:
     some = f", {found.trained:,} trained" if found.trained != found.parameters else ""
     print(f"parameters  {found.parameters:,}{some}")
     print(f"memory      about {found.memory / 2**30:.2f} GiB (weights, optimiser, average, activations)")
+    if found.needs is not None and (line := advice(found.needs, chosen)):
+        print(f"too small   {line}")
     if found.kept:
         many = f", {found.kept * count / 2**20:,.1f} MiB for {count:,}" if count else ""
         print(f"disk        {found.kept / 2**10:.3g} KiB of latents for each training image{many}")
@@ -202,6 +208,9 @@ def print_result(out: Path, result: dict[str, Any], settings: TrainSettings) -> 
     objective = settings.objective
     if objective.kind == "autoencoder":
         print(f"  next: twofold train latent-fashion-mini data={settings.data.source} codec={out}")
+        return
+    if getattr(settings.network, "low_factor", None):
+        print(f"  next: twofold upscale {out} IMAGES    (without IMAGES: measured on held-out images)")
         return
     generates = getattr(objective, "denoise", objective.kind in ("denoising", "joint"))
     print("  next: " + (f"twofold sample {out}    " if generates else "") + f"twofold evaluate {out}")

@@ -28,7 +28,7 @@ def watching(quiet: bool, held_out: bool) -> Watch:
 
         @contextmanager
         def training(self, title: str, n_images: int) -> Iterator[Callable[[Event], None]]:
-            with training(title, n_images, quiet, held_out) as show:
+            with training(title, quiet, held_out) as show:
                 yield show
 
     return Shown()

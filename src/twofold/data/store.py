@@ -179,6 +179,11 @@ class Store:
         return self.own_classes if self.own_classes or self._labelling is None else self._labelling.classes
 
     @property
+    def own_splits(self) -> np.ndarray:
+        """int8 (N,): the split that the source itself names for each image, -1 where it names none."""
+        return self._own
+
+    @property
     def confidences(self) -> np.ndarray | None:
         """float32 (N,) in 0..1: how sure each label is, 1 where nothing is said, 0 without a label. None: no file."""
         return None if self._labelling is None else self._labelling.confidences

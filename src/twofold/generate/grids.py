@@ -67,8 +67,9 @@ def respaced_grid(family: Family, sections: int | str) -> Tensor:
     """
     if not isinstance(family, VP) or family.settings.table == "continuous":
         raise UserError(f"grid={sections}", "this model has no discrete table", "use grid=karras or grid=log")
-    times = respaced_times(family.settings.steps, sections)
-    sigma = family.sigma(torch.tensor(times[::-1], dtype=torch.float64))
+    first = family.settings.first
+    times = respaced_times(family.settings.steps - first, sections)
+    sigma = family.sigma(first + torch.tensor(times[::-1], dtype=torch.float64))
     return torch.cat([sigma, sigma.new_zeros(1)])
 
 

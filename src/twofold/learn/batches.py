@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data import SPLITS, Store, flip, image_order
 from ..data.annotated import annotated_note, annotated_rows
 from ..data.augment import flip_points, mirror_partners
+from ..data.crop import CROP_DRAWS, crop
 from ..data.latents import Latents
 from ..data.order import shared_order
 from ..draws import ImageDraws
@@ -176,14 +177,15 @@ class Batches:
 
     rows: the rows of the store to train on. uniforms: how many an image needs. noise: whether it needs noise.
     flip: whether images are mirrored at random. belongings: fields of `Batch` that are wanted, of `BELONGINGS`.
+    Of the store's settings, `balance` and `crop_area` are heeded.
     Where masks or points are, only images are trained on whose own may be learned from, see `Store.annotated_rows`.
-    several: whether an image's label is all its attributes. Of the store's settings, `balance` is heeded.
+    several: whether an image's label is all its attributes.
     labelled_every: every so many positions an image of the labelled ones comes besides, in an order of its own (as
     `Batch.labelled`); 0: none do. further: as in `Objective`. confidence: whether it is wanted; raises `UserError`
     where no label file can say it. x0_shape: of the noise, where it is not that of the images; latents: moments that
     come in place of images; posterior: whether noise for a draw from the posterior comes too, the last of an image's
-    random numbers. real: whether generated images come among the labelled ones alone; real_share: share of these that
-    is real, None: as many as there are.
+    random numbers but for its crop's. real: whether generated images come among the labelled ones alone; real_share:
+    share of these that is real, None: as many as there are.
     """
 
     def __init__(
@@ -206,6 +208,10 @@ class Batches:
         real_share: float | None = None,
     ) -> None:
         belongings_of(store, rows[:1], belongings)
+        self.crop_area = store.settings.crop_area
+        if self.crop_area != (1.0, 1.0) and set(belongings) & {*ANNOTATIONS, "pair"}:
+            hint = "use objective.warp, which moves both"
+            raise UserError("data.crop_area", "crops images alone, not the mask, points or pair beside them", hint)
         rows = learned_rows(store, rows, belongings)
         every, first = rows, len(store) - store.n_generated
         rows = rows[rows < first] if real else rows
@@ -261,6 +267,7 @@ class Batches:
         uniforms = np.empty((len(rows), self.uniforms))
         noise = np.empty((len(rows), *self.x0_shape), np.float32) if self.noise else None
         posterior = np.empty((len(rows), *self.x0_shape), np.float32) if self.posterior else None
+        places = np.empty((len(rows), CROP_DRAWS)) if self.crop_area != (1.0, 1.0) else None
         for i in range(len(rows)):
             draws = self._draws(self.seed, start + i, draw)
             draws.random(out=uniforms[i, : self.uniforms - self.further])
@@ -269,7 +276,11 @@ class Batches:
             draws.random(out=uniforms[i, self.uniforms - self.further :])
             if posterior is not None:
                 draws.standard_normal(out=posterior[i], dtype=np.float32)
+            if places is not None:  # drawn last: what comes before is as it would be without them
+                draws.random(out=places[i])
         images = self.store.batch(rows) if self.latents is None else torch.empty((len(rows), 0), dtype=torch.uint8)
+        if places is not None and self.latents is None:
+            images = crop(images, torch.from_numpy(places), self.crop_area)
         more: dict[str, Any] = belongings_of(self.store, rows, self.belongings)
         if self.flip:
             u = torch.from_numpy(uniforms[:, U_FLIP])

@@ -7,25 +7,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..adapters.latent_codec import PIXELS_AT_ONCE, LatentCodec
+from ..adapters.latent_codec import LatentCodec
 from ..data.latents import moments_bytes
 from ..run import build
-from ..settings.train import Joint, TrainSettings
+from ..settings.train import TrainSettings
 from .distilling.cost import TeacherCost, opened, teacher_cost
-from .lora import adapt, parameters
+from .fastest import precision
+from .needs import Needs, forward, images_besides
 
-BYTES_PER_PARAMETER = 4 * 5  # weight, gradient, two Adam moments, average; all float32
-SOME = 8  # images that costs are counted with
-FROZEN_BYTES = 4  # the weight alone
-MAPS_AT_ONCE = 3  # of a block without gradients: its input, its output and one between
+SOME = 8  # images that operations are counted with
 
 
 @dataclass(frozen=True)
 class Estimate:
     """parameters, and how many of them train; memory in bytes; flops of the whole run; seconds, None where the device
-    was not measured. kept: bytes of latents that are kept for each training image."""
+    was not measured. kept: bytes of latents that are kept for each training image. needs: for other batches."""
 
     parameters: int
     trained: int
@@ -33,6 +30,7 @@ class Estimate:
     flops: float
     seconds: float | None
     kept: int = 0
+    needs: Needs | None = None
 
 
 def estimate(
@@ -44,82 +42,62 @@ def estimate(
     codec: LatentCodec | None = None,
     images: int | None = None,
     teacher: bool = True,
+    device: torch.device | None = None,
 ) -> Estimate:
-    """Counted on the meta device: no weights are made. Memory is weights, optimiser and saved activations.
+    """Counted on the meta device: no weights are made. Memory is that of the fullest moment of a step (see `Needs`).
 
     shape: of x0. codec: of a latent model, whose weights and (where every step encodes) maps take memory too.
     images: in the training part, None = not known. teacher: whether that of a distillation is opened and counted.
+    device: where it would run, a CPU by default: decides precision and what kernels keep.
     """
-    with torch.device("meta"):
-        model = build(settings, shape, classes)
-    network = model.network
-    share = settings.train.micro_batch or settings.train.batch_size // world
-    half = settings.train.precision in ("bf16", "fp16")
-    forward, saved = _forward_cost(network, shape, _images_besides(settings))
-    count, trained = parameters(network)
+    device = device or torch.device("cpu")
+    needs = needs_of(settings, shape, classes, world, device, codec)
+    network = needs.network
+    if settings.lora is not None:  # products of low rank do not count
+        with torch.device("meta"):
+            network = build(settings, shape, classes).network
+    count, trained = needs.own, needs.trained
     # a backward pass costs two forward passes; frozen layers, about their share of the weights, have none
     passes = 1.0 + 2.0 * trained / count
-    frozen = (count - trained) * FROZEN_BYTES
     if settings.lora is not None:  # the backward pass goes through every layer, and each has its sum of weights
-        adapt(network, settings.lora, 0)
-        passes, trained, frozen = 3.0, parameters(network)[1], 2 * count * FROZEN_BYTES
+        passes = 3.0
     if getattr(settings.network, "checkpoint", False):  # what was not kept is computed anew
         passes += 1.0
     taught = TeacherCost()
     if teacher and settings.objective.kind in ("distill", "kd"):
         taught = teacher_cost(opened(settings, shape, classes), settings, shape, images)
-    flops = passes * forward * settings.train.n_images + taught.flops
-    memory = taught.memory + trained * BYTES_PER_PARAMETER + frozen + saved * share // (2 if half else 1)
+    needs.besides += taught.memory
+    flops = passes * _forward_flops(network, shape, images_besides(settings)) * settings.train.n_images + taught.flops
     kept = 0
     if codec is not None and settings.codec is not None:
-        memory += _codec_memory(codec, share, settings.codec.store)
         views = 2 if (settings.data.flip if settings.codec.mirror is None else settings.codec.mirror) else 1
         kept = views * moments_bytes((2 * shape[0], *shape[1:])) if settings.codec.store else 0
-    return Estimate(count, trained, memory, flops, flops / flops_per_second if flops_per_second else None, kept)
+    seconds = flops / flops_per_second if flops_per_second else None
+    return Estimate(count, trained, needs.memory(needs.share), flops, seconds, kept, needs)
 
 
-def _codec_memory(codec: LatentCodec, share: int, stored: bool) -> int:
-    """Bytes of its weights, and of the largest maps of an encoder that runs in every step."""
-    weights = FROZEN_BYTES * sum(p.numel() for p in codec.parameters())
-    if stored or codec.size is None:
-        return weights
-    pixels = min(share * codec.size[0] * codec.size[1], max(PIXELS_AT_ONCE, codec.size[0] * codec.size[1]))
-    widest: int = codec.vae.config.block_out_channels[0]
-    return weights + MAPS_AT_ONCE * FROZEN_BYTES * widest * pixels
+def needs_of(
+    settings: TrainSettings,
+    shape: tuple[int, int, int],
+    classes: list[str],
+    world: int,
+    device: torch.device,
+    codec: LatentCodec | None = None,
+) -> Needs:
+    """What a step takes on this device, in the precision that it would be trained in there."""
+    needs = Needs(settings, shape, classes, world, False, device.type == "cpu", codec)
+    chosen = settings.train.precision
+    needs.half = (precision(needs.model, shape, device) if chosen == "auto" else chosen) != "fp32"
+    return needs
 
 
-def _forward_cost(network: nn.Module, shape: tuple[int, int, int], besides: float = 0.0) -> tuple[int, int]:
-    """(FLOPs, bytes saved for the backward pass) of one image."""
-    many = SOME + round(SOME * besides)
-    x, c_noise = torch.zeros(many, *shape, device="meta"), torch.zeros(many, device="meta")
-    saved, every = 0, torch.arange(many, device="meta")
-    weights = {id(p) for p in network.parameters()}
+def _forward_flops(network: nn.Module, shape: tuple[int, int, int], besides: float = 0.0) -> int:
+    """FLOPs of one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a second
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        if id(tensor) not in weights:
-            saved += tensor.nbytes
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        if hasattr(network, "both") and network.head is not None:
-            network.both(x, c_noise, None, SOME, every)  # type: ignore[operator]
-        else:
-            network(x, c_noise)
-    return counter.get_total_flops() // SOME, saved // SOME
-
-
-def _images_besides(settings: TrainSettings) -> float:
-    """Images that only the encoder of a joint model sees, for each that is denoised; views of FreeMatch."""
-    objective = settings.objective
-    if objective.kind == "freematch":  # the other view, and labelled images
-        return 1 + objective.labelled_batch / settings.train.batch_size
-    if not isinstance(objective, Joint):
-        return 0.0
-    clean, noised = objective.reads != "noised", objective.reads != "clean"
-    few = objective.labelled_batch or 0
-    besides = few / settings.train.batch_size * (clean + noised) if few else float(clean)
-    return besides + float(clean) * (objective.pseudo_labels != "none")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(network, shape, SOME, besides)()
+    return counter.get_total_flops() // SOME
 
 
 def measure_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:

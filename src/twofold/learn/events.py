@@ -10,9 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stepped:
-    """An optimiser step is done; n_images have been seen."""
+    """An optimiser step is done; n_images have been seen, of so many in all."""
 
     n_images: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,12 @@ class Logged:
 
 @dataclass(frozen=True)
 class Previewed:
-    """Preview images uint8 (N, C, H, W) of the averaged weights, with their labels (-1 = none)."""
+    """Preview images uint8 (N, C, H, W) with their labels (-1 = none): of the averaged weights, or the raw ones."""
 
     n_images: int
     images: Tensor
     labels: list[int]
+    averaged: bool = True
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..data import Store
 from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state, run_codec
-from ..settings.train import TrainSettings
+from ..settings.train import LoopSettings, TrainSettings
 from .batches import Batch, labelled_note, training_batches
 from .branch import branch
 from .checkpoint import Checkpoints
@@ -36,9 +36,13 @@ from .latents import TOLD, keep
 from .lora import adapt, parameters, targeted
 from .objectives import Objective, objective
 from .optimise import learning_rate
+from .room import told_beforehand, would_fit
 from .start import start_from
 from .step import Stepper, weights_once
 from .validation import BETTER, PREVIEWS, Validation, averaged
+
+PREVIEWS_BY_DEFAULT = LoopSettings.model_fields["preview_n"].default
+UNCONDITIONAL = 8  # images of a preview "of each class" where there are none
 
 
 class Trainer:
@@ -110,7 +114,7 @@ class Trainer:
                 self.totals["seconds"] += time.perf_counter() - clock
                 clock = time.perf_counter()
                 yield from map(Note, notes)
-                yield Stepped(self.n_images)
+                yield Stepped(self.n_images, self.loop.n_images)
                 done = self.n_images >= self.loop.n_images
                 log = done or self._due(before, self.loop.log_images)
                 if log:
@@ -156,7 +160,10 @@ class Trainer:
         if self.world > 1:  # before anything holds on to the weights' storage, which this may replace
             wrapped = self.accelerator.prepare_model(self.objective)
         size, form = self.environment.micro_batch, self.environment.precision
+        half, where = form != "fp32", (self.device, self.world, self.codec)
+        yield from map(Note, told_beforehand(settings, model, size, half, *where))
         self.stepper = Stepper(self.objective, wrapped, loop, self.accelerator, size, form, model.shape)
+        self.stepper.would_fit = lambda: would_fit(settings, model, self.stepper.micro_batch, half, *where)
         self.average = self.stepper.average
         self.checkpoints = Checkpoints(self.run, settings, self.model, self.stepper, self.store)
         noise_shape = getattr(model, "noise_shape", model.shape)
@@ -338,6 +345,11 @@ class Trainer:
                 self.objective.eval()
                 yield from self._measure(validate, preview)
                 self.objective.train()
+        if preview and self.loop.preview_raw and self.objective.denoiser is not None:
+            yield from self._raw_preview()
+        every = self.loop.snapshot_every
+        if every and self._due(before, every) and self.n_images >= self.loop.snapshots_from:
+            self._write_model(f"{self.n_images:012d}")
         for at in self.loop.snapshot_images:
             if before < at <= self.n_images:
                 self._write_model(f"{at:012d}")
@@ -345,7 +357,8 @@ class Trainer:
     def _measure(self, validate: bool, preview: bool) -> Iterator[Event]:
         images: Tensor | None = None
         labels: list[int] = []
-        wanted = max(self.validation.samples_wanted if validate else 0, PREVIEWS if preview else 0)
+        shown = self._shown()
+        wanted = max(self.validation.samples_wanted if validate else 0, shown if preview else 0)
         if wanted and self.objective.denoiser is not None:
             images, labels = self.validation.samples(self.objective, wanted, self.stepper.micro_batch)
         if validate:
@@ -356,8 +369,25 @@ class Trainer:
             else:
                 images, labels = self.validation.everyones(images, labels)
             if self.main:
-                self.checkpoints.preview(images[:PREVIEWS], self.n_images)
-            yield Previewed(self.n_images, images[:PREVIEWS], labels[:PREVIEWS])
+                self.checkpoints.preview(images[:shown], self.n_images)
+            yield Previewed(self.n_images, images[:shown], labels[:shown])
+
+    def _shown(self) -> int:
+        """How many images a preview has."""
+        n, denoiser = self.loop.preview_n, self.objective.denoiser
+        if n == "classes" and denoiser is not None:
+            return denoiser.classes or UNCONDITIONAL
+        return n if isinstance(n, int) and n != PREVIEWS_BY_DEFAULT and denoiser is not None else PREVIEWS
+
+    def _raw_preview(self) -> Iterator[Event]:
+        """The same images as in the preview, of the weights as they are: beside it one sees what averaging does."""
+        assert self.objective.denoiser is not None
+        with torch.no_grad(), weights_once(self.objective.network):
+            self.objective.eval()
+            images, labels = self.validation.samples(self.objective, self._shown(), self.stepper.micro_batch)
+            self.objective.train()
+        images, labels = self.validation.everyones(images, labels)
+        yield Previewed(self.n_images, images, labels, averaged=False)
 
     def _validate(self, images: Tensor | None) -> Iterator[Event]:
         found = self.validation.measured(self.objective, self.stepper.micro_batch, images)

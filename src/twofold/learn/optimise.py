@@ -92,12 +92,13 @@ def _nearest(network: nn.Module, name: str, found: dict[nn.Module, int]) -> int:
 
 
 def learning_rate(settings: LoopSettings, n_images: int) -> float:
-    """Learning rate of the step that follows `n_images`: linear warm-up, then constant, cosine to 0, the part of a
-    cosine that ends at cos(7 pi / 16) = 0.195 (Sohn et al. 2020, FixMatch), in steps, or (1 - share)^0.9 of the images
-    that are left, but not below 1e-4 (mmsegmentation's, of BiSeNet)."""
+    """Learning rate of the step that follows `n_images`: linear warm-up, then constant, cosine to 0 (or to a
+    share `lr_end` of it), the part of a cosine that ends at cos(7 pi / 16) = 0.195 (Sohn et al. 2020, FixMatch), in
+    steps, or (1 - share)^0.9 of the images that are left, but not below 1e-4 (mmsegmentation's, of BiSeNet)."""
     rate = settings.lr
     if settings.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, n_images / settings.n_images)))
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, n_images / settings.n_images)))
+        rate *= settings.lr_end + (1 - settings.lr_end) * left if settings.lr_end else left
     elif settings.schedule == "cosine_7_16":
         rate *= math.cos(7 * math.pi / 16 * min(1.0, n_images / settings.n_images))
     elif settings.schedule == "step":

@@ -9,7 +9,7 @@ same step, up to the order of sums and the draws of dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -68,6 +68,7 @@ class Stepper:
         self.average = Average(self.network)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.would_fit: Callable[[], str | None] = lambda: None  # settings with which a step needs less
 
     def __call__(self, batch: Batch, start: int, counted: int) -> Taken:
         """The step at position `start`. counted: images of the global batch that count in its mean, on any rank.
@@ -137,7 +138,8 @@ class Stepper:
         self._drop_gradients()
         release(self.device)
         if tried == 1:
-            raise UserError("train", f"out of memory with one image at a time, at {start:,} images", LOWER)
+            hint = self.would_fit() or LOWER
+            raise UserError("train", f"out of memory with one image at a time, at {start:,} images", hint)
         self.micro_batch = tried // 2
         if self.world > 1:  # the others wait for these gradients: it cannot be tried again
             what = f"process {self.rank} ran out of memory with {tried} images at a time, at {start:,} images"

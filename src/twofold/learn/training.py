@@ -24,8 +24,9 @@ from ..adapters.latent_codec import LatentCodec
 from ..data import Store, open_store
 from ..errors import UserError
 from ..run import Run, keep_codec, run_codec
+from ..settings.every import has_epochs, in_images
 from ..settings.train import Joint, TrainSettings
-from .batches import labelled_rows
+from .batches import labelled_rows, trained_rows
 from .classes import asks_attributes, class_names
 from .events import Event, Note
 from .inherit import inherit
@@ -134,7 +135,7 @@ def leave_process_group() -> None:
 
 
 def complete(settings: TrainSettings, store: Store, run: Run, codec: LatentCodec | None = None) -> TrainSettings:
-    """The settings with everything filled in that the data and `init_from` decide.
+    """The settings with everything filled in that the data and `init_from` decide, and durations in images.
 
     run: the folder to train in; see `inherit`. codec: of a latent model.
     Raises `UserError` where data, source and network disagree.
@@ -142,6 +143,9 @@ def complete(settings: TrainSettings, store: Store, run: Run, codec: LatentCodec
     if settings.objective.kind not in NOT_OF_LABELS:
         _check_labels(settings, store)
     settings = settings.model_copy(update={"objective": filled_in(settings, store)})
+    if has_epochs(settings.train):
+        loop = in_images(settings.train, len(trained_rows(settings, store)))
+        settings = settings.model_copy(update={"train": loop})
     if settings.lora is not None and settings.init_from is None and settings.resume_from is None:
         what = "a low-rank update of which model is not said"
         raise UserError(f"lora.rank={settings.lora.rank}", what, "give init_from=RUN of a denoiser")

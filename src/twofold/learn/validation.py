@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from ..data import Store, spread
 from ..data.latents import Latents
+from ..denoiser import NetworkDenoiser
 from ..draws import ImageDraws
 from ..generate import sample
+from ..generate.upscale import upscale
+from ..lowres import shrink
 from ..measure import Gaussian, embed, encoder, fits, frechet_distance
+from ..measure.fidelity import psnr, ssim
 from ..settings.train import TrainSettings
 from .batches import TASKS, U_SIGMA, Batch, belongings_of, labels_of
 from .classes import asks_attributes, class_names
@@ -27,7 +31,7 @@ from .objectives import Objective
 from .objectives.supervised import attributes, commoner_answers
 
 # what weights are kept for; 1: less is better
-BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1), ("miou", -1), ("nme", 1))
+BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1), ("miou", -1), ("nme", 1), ("psnr", -1))
 PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
 
 
@@ -109,6 +113,8 @@ class Validation:
             for other in everyone[1:]:
                 everyone[0].merge(other)
             found["frechet"] = self.frechet(everyone[0])
+            if objective.denoiser is not None and objective.denoiser.low_factor:
+                found |= self.fidelity(images)
         return found
 
     def everyones(self, images: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
@@ -179,6 +185,8 @@ class Validation:
         """This rank's share of images of seeds 0..count-1, uint8, at most so many at a time, with their labels."""
         denoiser = objective.denoiser
         assert denoiser is not None
+        if denoiser.low_factor:
+            return self.upscaled(denoiser, count, most)
         seeds = range(count)[self.rank :: self.world]
         labels = labels_for(range(count), denoiser.classes)
         mine = None if labels is None else labels[self.rank :: self.world]
@@ -188,6 +196,30 @@ class Validation:
         batch = min(64, len(seeds), most)
         images = sample(denoiser, seeds, label=mine, sampler=chosen.sampler, steps=chosen.steps, micro_batch=batch)
         return images.cpu(), mine or [-1] * len(seeds)
+
+    def upscaled(self, denoiser: NetworkDenoiser, count: int, most: int) -> tuple[Tensor, list[int]]:
+        """The same of a super-resolution model: this rank's share of so many held-out images, shrunk and enlarged."""
+        rows, seeds = self._looked_at(count), range(count)[self.rank :: self.world]
+        if not len(rows):
+            return torch.empty((0, *self.store.shape), dtype=torch.uint8), []
+        low, chosen = shrink(self.store.batch(rows), denoiser.low_factor), self.settings.validation
+        batch = min(64, len(rows), most)
+        how: dict[str, Any] = {"sampler": chosen.sampler, "steps": chosen.steps, "tile": 0}
+        return upscale(denoiser, low, seeds[: len(rows)], micro_batch=batch, **how), [-1] * len(rows)
+
+    def _looked_at(self, count: int) -> np.ndarray:
+        """This rank's share of the rows of so many held-out images, the same ones every time."""
+        dealt = np.random.default_rng(1).permutation(self.rows)  # any number of them is spread over all
+        return dealt[:count][self.rank :: self.world]
+
+    def fidelity(self, images: Tensor) -> dict[str, float]:
+        """{"psnr", "ssim"}: how near upscaled images, of this rank, come to the true ones; means over all ranks."""
+        mine = images[: len(self._looked_at(self.samples_wanted))]
+        truth = self.store.batch(self._looked_at(len(self.rows))[: len(mine)])
+        sums = torch.stack([psnr(mine, truth).sum(), ssim(mine, truth).sum(), torch.tensor(float(len(mine)))])
+        if self.world > 1:
+            sums = sum(gather_object([sums]), torch.zeros_like(sums))
+        return {name: float(total / sums[2]) for name, total in zip(("psnr", "ssim"), sums, strict=False)}
 
     def reference(self) -> Gaussian:
         """Statistics of the validation images under the encoder; computed once."""

@@ -75,7 +75,11 @@ def neighbour_report(
     the held-out images' 5 % quantile, so 0.05 where samples keep the same distance from the training images as new
     real images do, and near 1 for copies. Raises `UserError` as `nearest` does.
     """
-    ours, real = nearest(samples, train)[0].flatten(), nearest(held_out, train)[0].flatten()
+    return distance_report(nearest(samples, train)[0].flatten(), nearest(held_out, train)[0].flatten())
+
+
+def distance_report(ours: Tensor, real: Tensor) -> dict[str, dict[str, Any]]:
+    """`neighbour_report` of known distances to the nearest training image: of samples (N,) and of held-out images."""
     limit = real.quantile(0.05)
     report: dict[str, dict[str, Any]] = {
         name: {

@@ -11,6 +11,7 @@ from ..settings.network import NetworkSettings
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .dit import DiT
+from .iddm import IDDM
 from .students import Student
 from .trunk import Trunk
 from .unet import UNet
@@ -23,6 +24,7 @@ NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "unet": UNet,
     "dit": lambda settings, shape, classes: DiT(settings, shape),
     "uvit": lambda settings, shape, classes: UViT(settings, shape),
+    "iddm": lambda settings, shape, classes: IDDM(settings, shape),
     "convnet": ConvNet,
     "wideresnet": WideResNet,
     "wrn": WRN,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..settings.network import DiTSettings
@@ -172,8 +173,16 @@ class DiT(nn.Module):
         embs = [embedder(c_noise, label) for embedder in self.embedders]
         h = self._tokens(x)
         for k, block in enumerate(self.blocks):
-            h = block(h, embs[k % len(embs)])
+            h = self._run(block, h, embs[k % len(embs)])
         return self.head(h, embs[0])
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        """A block's map; with `checkpoint`, in training, only what goes into it is kept."""
+        if self.settings.checkpoint and self.training and torch.is_grad_enabled():
+            random = self.settings.dropout > 0
+            found: Tensor = checkpoint(block, h, emb, use_reentrant=False, preserve_rng_state=random)
+            return found
+        return block(h, emb)  # type: ignore[no-any-return]
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why images of this size cannot be made, None if they can."""

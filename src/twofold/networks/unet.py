@@ -14,9 +14,11 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import State
 from ..errors import UserError, nearest
+from ..lowres import check_divides, enlarge
 from ..settings.network import UNetSettings
 from ..taps import Layer
 from .blocks import Attention, Block, Downsample, Middle, Norm, Stem, Upsample, embedding_width, silu
@@ -97,6 +99,12 @@ class Embedding(nn.Module):
         return label, augment
 
 
+def joined(block: nn.Module, h: Tensor, active: Tensor, skip: Tensor | None) -> Tensor:
+    """A block of a map, or of two side by side."""
+    found: Tensor = block(h if skip is None else torch.cat([h, skip], dim=1), active)
+    return found
+
+
 class UNet(nn.Module):
     """F of a U-Net: forward(x (B, C, H, W), c_noise (B,), cond) -> (B, C, H, W); see `Embedding` for cond.
 
@@ -107,13 +115,18 @@ class UNet(nn.Module):
     aliases: DDAE's names, "out_1" for "dec.0" and so on. shape is what `attention`'s resolutions refer to.
 
     head: with `settings.head` it also names what is in the image: `read(encode(...))` gives logits (B, classes).
+    low_factor: with it, the input is x and beside it the enlarged cond["low"] (B, C, h, w), which c_in does not scale
+    (Saharia et al. 2021, SR3); none: zeros. low_residual: F is about x0 less that image: see `NetworkDenoiser`.
 
-    Raises `UserError` for an attention resolution no level has and for heads that do not divide the channels.
+    Raises `UserError` for an attention resolution no level has, for heads that do not divide the channels and for a
+    low_factor that does not divide the shape.
     """
 
     def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int = 0) -> None:
         super().__init__()
         self.settings, self.shape = settings, tuple(shape)
+        self.low_factor = settings.low_factor or 0
+        check_divides(shape[1], shape[2], self.low_factor or 1)
         self.multiple = 2 ** (len(settings.multipliers) - 1)
         attends = _attention_levels(settings, shape)
         widths = [settings.channels * m for m in settings.multipliers]
@@ -127,6 +140,7 @@ class UNet(nn.Module):
         self.aliases = {f"out_{k + 1}": f"dec.{k}" for k in range(len(self.dec))}
         self.norm = Norm(widths[0], settings, settings.out_norm_groups)
         self.learns_variance = settings.learned_variance
+        self.low_residual = bool(settings.low_factor) and settings.low_residual
         self.out = nn.Conv2d(widths[0], shape[0] * (1 + self.learns_variance), 3, padding=1)
         self._initialise()
         self.head: nn.Module | None = None
@@ -143,16 +157,21 @@ class UNet(nn.Module):
         active = F.silu(emb)
         height, width = x.shape[2:]
         top, left = -height % self.multiple // 2, -width % self.multiple // 2
-        h = x
+        h = self._beside(x, cond) if self.low_factor else x
         if height % self.multiple or width % self.multiple:
-            h = F.pad(x, (left, -width % self.multiple - left, top, -height % self.multiple - top))
+            h = F.pad(h, (left, -width % self.multiple - left, top, -height % self.multiple - top))
         taps = {}
         for k, module in enumerate(self.enc):
-            h = taps[f"enc.{k}"] = module(h, active)
+            h = taps[f"enc.{k}"] = self._run(module, h, active)
         if "mid" in self.layers:
-            taps["mid"] = self.mid(h, active)
+            taps["mid"] = self._run(self.mid, h, active)
         crop = slice(top, top + height), slice(left, left + width)
         return State(taps, emb, {"crop": crop, "c_noise": c_noise})
+
+    def _beside(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """x (B, C, H, W) and the enlarged low image: (B, 2C, H, W)."""
+        low = (cond or {}).get("low")
+        return torch.cat([x, torch.zeros_like(x) if low is None else enlarge(low, *x.shape[2:]).to(x.dtype)], 1)
 
     def decode(self, state: State) -> Tensor:
         """F (B, C or 2C, H, W) from a state that may have been edited."""
@@ -215,14 +234,22 @@ class UNet(nn.Module):
         h = state.taps["mid"]
         for j, block in enumerate(self.dec):
             if j and j % (self.settings.blocks + 1) == 0:
-                h = self.up[j // (self.settings.blocks + 1) - 1](h, active)
-            h = block(torch.cat([h, skips.pop()], dim=1), active)
+                h = self._run(self.up[j // (self.settings.blocks + 1) - 1], h, active)
+            h = self._run(block, h, active, skips.pop())
         return h
+
+    def _run(self, block: nn.Module, h: Tensor, active: Tensor, skip: Tensor | None = None) -> Tensor:
+        """A block's map; with `checkpoint`, in training, only what goes into it is kept."""
+        if self.settings.checkpoint and self.training and torch.is_grad_enabled():
+            random = self.settings.dropout > 0
+            found: Tensor = checkpoint(joined, block, h, active, skip, use_reentrant=False, preserve_rng_state=random)
+            return found
+        return joined(block, h, active, skip)
 
     def _build_encoder(self, widths: list[int], attends: list[bool]) -> list[int]:
         """Fills `enc`; returns the channels of its tensors."""
         s = self.settings
-        self._add(self.enc, "enc", Stem(self.shape[0], s.channels), s.channels, 0)
+        self._add(self.enc, "enc", Stem(self.shape[0] * (1 + bool(self.low_factor)), s.channels), s.channels, 0)
         skips = [s.channels]
         for level, width in enumerate(widths):
             for _ in range(s.blocks):

@@ -72,7 +72,7 @@ def make_chain(denoiser: Denoiser, steps: int | None = None, variance: str | Non
     if steps is not None and steps < 2:
         raise UserError(f"steps={steps}", "no chain", "at least 2; hundreds make a tight bound")
     if isinstance(family, VP) and table:
-        most = family.settings.steps
+        most = family.settings.steps - family.settings.first
         if steps is not None and steps > most:
             raise UserError(f"steps={steps}", f"the table has {most} entries", f"at most {most}")
         sigmas = respaced_grid(family, str(steps or most))[:-1]

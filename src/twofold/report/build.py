@@ -16,6 +16,7 @@ from ..denoiser import Denoiser
 from ..generate import trajectory
 from ..measure import nearest
 from ..run import Run, newest_probe
+from .noising import noising
 from .page import Criterion, Neighbours, Report, Trajectory, write_report
 from .verdict import verdict
 
@@ -28,6 +29,7 @@ BITS = (
     "Bits that it takes to send a pixel and channel of a held-out image to somebody who has the model: 8 for raw "
     "pixels; less is better."
 )
+UPSCALED = "Held-out images, the same ones every time, that were shrunk and enlarged again by the model."
 TIME_CAPTIONS = {  # of objectives whose previews are real images and what the model says of them
     "autoencoder": "Pairs of a held-out image and what comes back of it, after so many training images a row.",
     "segmentation": "Pairs of a held-out image under its true mask and under the one that was found, after so many "
@@ -60,7 +62,8 @@ def report_run(
     `verdict`. command: what reproduces the page.
     """
     previews = load_previews(run)
-    time_caption = TIME_CAPTIONS.get(run.settings().objective.kind, "")
+    enlarges = getattr(run.settings().network, "low_factor", None)
+    time_caption = UPSCALED if enlarges else TIME_CAPTIONS.get(run.settings().objective.kind, "")
     if images is None and previews and not time_caption:
         images = torch.from_numpy(previews[-1][1])
         labels = [i % denoiser.classes for i in range(len(images))] if denoiser and denoiser.classes else None
@@ -79,7 +82,8 @@ def report_run(
         sample_classes=None if labels is None else asked_for(labels[:SAMPLES], store, denoiser, names),
         real=real,
         real_caption=REAL_CAPTIONS.get(part, ""),
-        trajectory=None if denoiser is None else denoising(denoiser),
+        noising=None if denoiser is None else noising(denoiser, store),
+        trajectory=None if denoiser is None or denoiser.low_factor else denoising(denoiser),
         classes=found.get("classes", {}),
         recognition=newest_finding(run),
         answers={**found.get("answers", {}), **({"ood": found["ood"]} if found.get("ood") else {})},
@@ -120,6 +124,8 @@ def summary(result: dict[str, Any], store: Store) -> str:
     """One sentence on what was trained on what, for how long."""
     if not result:
         return f"Training on {store.name} has not finished."
+    if "imported" in result and not result["n_images"]:
+        return f"A network of {result['parameters']:,} parameters, imported from {result['imported']['source']}."
     return (
         f"A network of {result['parameters']:,} parameters, trained on {result['n_images']:,} images drawn from the "
         f"{result['data']['train_images']:,} training images of {store.name} in {result['seconds'] / 60:.1f} minutes."

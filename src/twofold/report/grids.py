@@ -54,6 +54,11 @@ def trajectory_grid(images: Any, sigmas: Sequence[float], width: int = WIDTH) ->
     return _draw(cells, top=[f"{sigma:.2g}" for sigma in sigmas], width=width)
 
 
+def level_grid(rows: Cells, top: Sequence[str], below: Sequence[str], left: Sequence[str]) -> bytes:
+    """A PNG of rows of tiles (of `as_tiles`) with a column per level: words above, and below the first row."""
+    return _draw(rows, left=left, top=top, below=[list(below), *([] for _ in rows[1:])])
+
+
 def neighbour_grid(samples: Any, neighbours: Any, distances: Sequence[float], columns: int = 8) -> bytes:
     """A PNG of pairs: a generated image, below it its nearest training image, below that their distance.
 

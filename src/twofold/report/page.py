@@ -16,9 +16,10 @@ import numpy as np
 
 from ..files import atomic_bytes
 from ..measure.quality import meaning
-from . import answers, recognition
+from . import answers, noising, recognition
 from .figures import class_bars, loss_curve
 from .grids import WIDTH, as_tiles, image_grid, neighbour_grid, short_count, time_grid, trajectory_grid
+from .noising import Noising
 from .template import CAPTIONS, CSS, PAGE
 
 ROWS = 6  # of images in a grid of samples
@@ -109,6 +110,7 @@ class Report:
     sample_classes: Sequence[str] | None = None
     real: Any = None
     real_caption: str = ""
+    noising: Noising | None = None
     trajectory: Trajectory | None = None
     classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     neighbours: Neighbours | None = None
@@ -154,6 +156,8 @@ def draw(content: Report) -> dict[str, bytes]:
         if images is not None:
             columns = _columns(images)
             pictures[name] = image_grid(images[: columns * ROWS], columns)
+    if content.noising is not None:
+        pictures["noising"] = noising.picture(content.noising)
     if content.trajectory is not None:
         steps = _spread(list(zip(content.trajectory.images, content.trajectory.sigmas, strict=True)), 8)
         pictures["trajectory"] = trajectory_grid([images[:4] for images, _ in steps], [sigma for _, sigma in steps])
@@ -211,6 +215,7 @@ def _sections(content: Report, pictures: Mapping[str, bytes], strips: Mapping[st
             "Generated beside real images" if both else "Generated images" if "samples" in pictures else "Real images",
             "samples" in pictures or "real" in pictures,
         ),
+        "noising": ("From image to noise", "noising" in pictures),
         "trajectory": ("From noise to image", "trajectory" in pictures),
         "classes": ("Per class", content.classes or strips),
         "neighbours": ("Nearest training images", "neighbours" in pictures),
@@ -325,6 +330,10 @@ ALT = {
         f"Grid of {min(len(content.samples), ROWS * _columns(content.samples))} generated images"
     ),
     "real": lambda content: f"Grid of {min(len(content.real), ROWS * _columns(content.real))} real images",
+    "noising": lambda content: (
+        f"A training image at {len(content.noising.sigmas)} noise levels from sigma {content.noising.sigmas[0]:.2g} to "
+        f"{content.noising.sigmas[-1]:.2g}, and what the model makes of each"
+    ),
     "trajectory": lambda content: "Images becoming clear from noise, one column per step",
     "classes": lambda content: "Bars: each class's share of generated and of real images, as in the table below",
     "features": lambda content: "Heat map of accuracy: a row for every layer, a column for every noise level",

@@ -74,6 +74,9 @@ CAPTIONS = {
     "images.",
     "samples": "Generated, in order of their seeds: none was picked out.",
     "real": "Real images of the same data.",
+    "noising": "Above: a training image as training shows it to the model, with ever more noise. Over it the noise "
+    "level sigma, under it the signal-to-noise ratio. Training spends equally much on each part between two columns. "
+    "Below: what the model makes of it; where nothing is left to see, that is the mean of all images.",
     "trajectory": "From noise to image, left to right. The numbers are the noise level sigma at each step.",
     "classes": "How often each class occurs among generated and among real images, as the classifier sees it.",
     "features": "Accuracy of a classifier on the features of every layer (top to bottom as the network runs) at "
@@ -155,6 +158,12 @@ PAGE = """\
 {% if images.samples %}{{ figure("samples") }}{% endif %}
 {% if images.real %}{{ figure("real") }}{% endif %}
 </div>
+</section>
+{% endif %}
+{% if "noising" in sections %}
+<section aria-labelledby="noising">
+<h2 id="noising">{{ sections.noising }}</h2>
+{{ figure("noising") }}
 </section>
 {% endif %}
 {% if "trajectory" in sections %}

@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..recognize.reader import Reader, as_images
 from .load import load_to_use
 
-
 SIGMA = 0.05  # of features that nobody has chosen a noise level for
 
 

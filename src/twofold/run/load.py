@@ -19,6 +19,7 @@ from ..recognize.encoded import EncodedClassifier, load_encoded
 from ..recognize.probe import ProbeClassifier, read_probe
 from ..recognize.saved_heads import restore
 from .folder import Run
+from .hub import download, is_name
 from .weights import Loaded, load_model
 
 PROBE = "probe.safetensors"
@@ -46,8 +47,9 @@ def load(
 
     It is a denoiser, a classifier, a segmenter, a landmarker or an autoencoder.
 
-    source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name`, or a published
-    `.pt` or `.pth` in the layout of guided-diffusion, DiT or U-ViT; `x.json` beside it says what its weights do not.
+    source: `runs/a`, `runs/a/probes/b`, `model.safetensors`, a folder in diffusers layout, `org/name` (also
+    `org/name@revision`), or a published `.pt` or `.pth` in the layout of guided-diffusion, DiT or U-ViT; `x.json`
+    beside it says what its weights do not.
     at: snapshot of a run: `last`, `best-<metric>` or an image count. device: where it goes.
     Returns it in eval mode without gradients. Raises `UserError` saying what is missing.
     """
@@ -91,19 +93,23 @@ def _in_experiment(path: Path) -> tuple[str, str]:
 
 
 def load_to_use(source: str | Path, at: str = "last", device: torch.device | str = "cpu") -> Any:
-    """`load` for whoever samples or asks. Raises `UserError` for an autoencoder, which does neither."""
+    """`load` for whoever samples or asks. Raises `UserError` for an autoencoder and for a super-resolution model, which
+    do neither."""
     model = load(source, at, device)
     if isinstance(model, LatentCodec):
         what = "holds an autoencoder, which neither makes nor names images"
         raise UserError(str(source), what, f"train a denoiser on its latents: codec={source}")
+    if getattr(model, "low_factor", 0):
+        hint = f"use twofold upscale {source} IMAGES; without IMAGES it measures the model on its held-out images"
+        raise UserError(str(source), "is a super-resolution model, which only makes images larger", hint)
     return model
 
 
 def elsewhere(source: str | Path) -> Path:
     """A hub repository that is not here, downloaded. Raises `UserError` for what cannot be one."""
     path = Path(source)
-    if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~", "runs/")):
-        return _download(str(source))
+    if is_name(str(source)):
+        return download(str(source))
     siblings = [str(p) for p in sorted(path.parent.glob("*"))] if path.parent.is_dir() else []
     siblings = [name for name in siblings if is_model(name) and (Path(name).is_dir() or name.endswith(WEIGHTS))]
     raise UserError(str(source), "no such run, file or folder", nearest(str(source), siblings))
@@ -135,18 +141,6 @@ def _diffusers(folder: Path) -> Denoiser:
     from ..adapters.diffusers_folder import read_folder
 
     return read_folder(folder)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.yaml", "*.safetensors"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub raises many kinds for no network, no repository, no permission
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = "check the name and the connection, or give a local folder"
-        raise UserError(name, f"no such folder here, and the hub did not give it ({reason})", hint) from None
 
 
 def newest_probe(*places: str | Path, model: str | None = None) -> Path | None:

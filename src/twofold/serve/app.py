@@ -58,7 +58,7 @@ def create_app(
     _add_signs_of_life(app, service)
     _add_page(app)
     _add_refusals(app, service)
-    app.add_middleware(Limits, hosts=hosts, most=settings.bytes, seconds=settings.upload)
+    app.add_middleware(Limits, hosts=hosts, most=settings.bytes, seconds=settings.upload, failed=service.failed)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     return app
 
@@ -123,11 +123,6 @@ def _add_refusals(app: FastAPI, service: Service) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return _answer(service, request, Refused(422, str(first["loc"][-1])[:100], str(first["msg"]).lower()))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        service._failed(error)
-        return _answer(service, request, Refused(500, "server", "made a mistake of its own", "its log says which"))
 
 
 def _answer(service: Service, request: Request, refused: Refused) -> JSONResponse:

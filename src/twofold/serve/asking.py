@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..generate import inpaint
 from ..generate.labels import check_labels, class_names, in_words
 from ..generate.sample import Plan
 from ..settings.serve import ServeSettings
@@ -16,7 +17,7 @@ from . import pictures
 from .models import SAMPLER, Served
 from .reading import check_count
 from .refused import Refused
-from .schemas import MAX_SEED, Generate, Sampled
+from .schemas import MAX_SEED, Generate, Inpaint, Sampled
 from .work import Making
 
 
@@ -36,24 +37,26 @@ def seeds_of(asked: Sampled, limits: ServeSettings) -> list[int]:
 def plan_of(asked: Sampled, model: Served, limits: ServeSettings) -> Plan:
     """How to sample. Raises `Refused` and `UserError`."""
     size = asked.size if isinstance(asked, Generate) else None
+    usual = inpaint.SAMPLER if isinstance(asked, Inpaint) else SAMPLER
+    steps = asked.steps
+    if steps is None and isinstance(asked, Inpaint) and asked.sampler in (None, usual):
+        steps = inpaint.STEPS
     if size is not None and size[0] * size[1] > limits.pixels:
         raise Refused(422, f"size={size[0]}x{size[1]}", f"more than {limits.pixels:,} pixels", "ask for a smaller one")
     how: dict[str, Any] = {
-        "sampler": asked.sampler or SAMPLER,
-        "steps": asked.steps,
+        "sampler": asked.sampler or usual,
+        "steps": steps,
         "guidance": float(asked.guidance),
         "guide": asked.guide,
         "guide_scale": None if asked.guide_scale is None else float(asked.guide_scale),
         "size": None if size is None else tuple(size),
     }
-    steps = asked.steps or 0
-    if steps > limits.steps:
+    if (steps or 0) > limits.steps:
         raise Refused(422, f"steps={steps}", f"more than {limits.steps}", "ask for fewer")
     found: Plan = model.plans(**how)
-    if len(found.sigmas) - 1 > limits.steps:
-        raise Refused(
-            422, f"sampler={found.sampler}", f"takes {len(found.sigmas) - 1} steps", f"at most {limits.steps}"
-        )
+    count = inpaint.solver_steps(found) if isinstance(asked, Inpaint) else len(found.sigmas) - 1
+    if count > limits.steps:
+        raise Refused(422, f"sampler={found.sampler}", f"takes {count} steps", f"at most {limits.steps}")
     return found
 
 

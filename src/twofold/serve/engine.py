@@ -35,7 +35,8 @@ class Job:
     """One request. key: jobs with equal keys are computed together. images: how many it counts as.
 
     compute: called with the models of the device it runs on and all jobs of its group; a generator that yields where
-    others may have a turn, and ends when each job was answered. asked: what for. seconds: until its deadline.
+    others may have a turn, and ends when each job was answered. asked: what for. seconds: until its deadline, from
+    when the request had `arrived` (a time of `time.monotonic`; None = now).
     """
 
     key: Hashable
@@ -45,10 +46,11 @@ class Job:
     seconds: float
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     on_progress: Callable[[Any], None] | None = None
+    arrived: float | None = None
 
     def __post_init__(self) -> None:
         self.entered = time.monotonic()
-        self.deadline = self.entered + self.seconds
+        self.deadline = (self.entered if self.arrived is None else self.arrived) + self.seconds
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self.over = False  # answered, refused or left
 
@@ -176,8 +178,9 @@ class Engine:
                     turns.append(group)
 
     def _begin(self, place: Any, jobs: list[Job]) -> Generator[None, None, None]:
+        """Runs inside `_step`, as everything does that may fail: a mistake must not end the device's thread."""
         self.watcher.batch(jobs[0].key, sum(job.images for job in jobs))
-        return jobs[0].compute(place, jobs)
+        yield from jobs[0].compute(place, jobs)
 
     def _step(self, group: _Group) -> bool:
         """One step of a group; whether there are more."""
@@ -193,7 +196,10 @@ class Engine:
             pass
         except Exception as error:
             self._failed(group, error)
-        group.steps.close()
+        try:
+            group.steps.close()
+        except Exception as error:
+            self._failed(group, error)
         self._ended(group)
         return False
 

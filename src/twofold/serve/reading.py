@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
@@ -24,6 +26,8 @@ M = TypeVar("M", bound=BaseModel)
 RAW = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 JSON, FORM = "application/json", "multipart/form-data"
 MOST_FIELDS = 20
+MOST_JSON = 2**20  # bytes of JSON without pictures
+TOGETHER = 4  # times as many pixels as one picture may have, all pictures of a request
 TEXTS = ("to", "label", "sampler", "guide")  # fields of forms that are text, also where it looks like a number
 
 
@@ -44,8 +48,11 @@ async def parsed(request: Request, model: type[M]) -> M:
     """A JSON body as this model. Raises `Refused`."""
     if kind_of(request) != JSON:
         raise wrong_type(kind_of(request), JSON)
+    content = await request.body()
+    if len(content) > MOST_JSON and not {"image", "images"} & set(model.model_fields):
+        raise Refused(413, "body", f"has more than {MOST_JSON:,} bytes", "send what the schema names")
     try:
-        values = json.loads(await request.body())
+        values = from_json(content, allow_inf_nan=False)  # stricter than json: no NaN, no halves of characters
     except (ValueError, RecursionError):
         raise Refused(400, "body", "is not JSON") from None
     return checked(model, values)
@@ -75,14 +82,23 @@ def wrong_type(found: str, *valid: str) -> Refused:
     return Refused(415, f"Content-Type: {found or 'none'}"[:120], "is not taken here", f"send {' or '.join(valid)}")
 
 
+class _Form(MultiPartParser):
+    """Keeps files in memory, whose sum is limited: nothing that callers send is written to a disk."""
+
+    spool_max_size = 2**62
+
+
 async def form(request: Request, limits: ServeSettings) -> Sent:
     """A form's files and fields. Raises `Refused`."""
+    # as many files as there may be images, and one more, so that too many are told from a broken form
+    most: dict[str, int] = {"max_files": limits.images + 2, "max_fields": MOST_FIELDS, "max_part_size": limits.bytes}
     try:
-        # as many files as there may be images, and one more, so that too many are told from a broken form
-        found = await request.form(max_files=limits.images + 2, max_fields=MOST_FIELDS, max_part_size=limits.bytes)
-    except HTTPException as error:
-        what = str(error.detail)
+        found = await _Form(request.headers, request.stream(), **most).parse()
+    except MultiPartException as error:
+        what = error.message
         raise Refused(413 if "Too many" in what else 400, "form", f"cannot be read: {what}") from None
+    except (ValueError, LookupError):  # of headers that are no text
+        raise Refused(400, "form", "cannot be read", "send multipart/form-data with a boundary") from None
     files, fields = [], {}
     try:
         for name, value in found.multi_items():
@@ -131,13 +147,24 @@ def check_count(n: int, limits: ServeSettings) -> None:
         raise Refused(422, f"{n} images", f"one request may hold {limits.images}", "ask several times")
 
 
-async def as_tensor(found: Sequence[tuple[str, bytes]], how: DataSettings, limits: ServeSettings) -> Tensor:
-    """uint8 (N, C, H, W), decoded in a thread. Raises `Refused`."""
+async def as_tensor(
+    found: Sequence[tuple[str, bytes]], how: DataSettings, limits: ServeSettings, decoders: CapacityLimiter
+) -> Tensor:
+    """uint8 (N, C, H, W), decoded in a thread, of which decoders lets a few work at a time. Raises `Refused`."""
 
     def decode() -> Tensor:
-        return torch.stack([torch.from_numpy(pictures.read(data, name, how, limits.pixels)) for name, data in found])
+        left = TOGETHER * limits.pixels
+        rows = []
+        for name, data in found:
+            width, height = pictures.header(data, name, limits.pixels)
+            left -= width * height
+            if left < 0:
+                what = f"more than {TOGETHER * limits.pixels:,} pixels together"
+                raise Refused(413, f"{len(found)} pictures", what, "send fewer or smaller pictures")
+            rows.append(torch.from_numpy(pictures.read(data, name, how, (width, height), limits.pixels)))
+        return torch.stack(rows)
 
-    return await run_sync(decode)
+    return await run_sync(decode, limiter=decoders)
 
 
 async def with_files(

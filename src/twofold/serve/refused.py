@@ -45,6 +45,11 @@ def late(seconds: float) -> Refused:
     return Refused(504, "deadline", f"not answered within {seconds:g} seconds", hint)
 
 
+def own_mistake() -> Refused:
+    """Nobody who asks can do anything about it."""
+    return Refused(500, "server", "made a mistake of its own", "its log says which")
+
+
 def closing() -> Refused:
     """The server has been told to stop."""
     return Refused(503, "server", "is shutting down", "try again a little later", 5)

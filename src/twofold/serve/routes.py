@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -19,9 +20,10 @@ from ..generate.edit import check_target
 from ..generate.targets import read_target
 from . import asking, pictures, schemas, work
 from .engine import Job
+from .limits import ARRIVED
 from .models import Served
 from .reading import as_tensor, parsed, sent_pictures, with_files
-from .refused import Refused, said
+from .refused import Refused, own_mistake, said
 from .schemas import schema_of
 from .service import Gone, Service
 
@@ -119,7 +121,7 @@ async def inpaint(request: Request, model: str) -> Response:
     served = service.model(model, "inpaint")
     asked, files = await with_files(request, schemas.Inpaint, service.settings, ("image", "mask"))
     limits = service.settings
-    original = await as_tensor([("image", files["image"])], served.how, limits)
+    original = await as_tensor([("image", files["image"])], served.how, limits, service.decoders)
 
     def mask() -> torch.Tensor:
         size = pictures.header(files["image"], "image", limits.pixels)
@@ -136,7 +138,7 @@ async def vary(request: Request, model: str) -> Response:
     service = service_of(request)
     served = service.model(model, "vary")
     asked, files = await with_files(request, schemas.Vary, service.settings, ("image",))
-    original = await as_tensor([("image", files["image"])], served.how, service.settings)
+    original = await as_tensor([("image", files["image"])], served.how, service.settings, service.decoders)
     strength = float(asked.strength)
     one = asking.making(model, served, asked, service.settings, _accepts(request) == STREAM, original, None, strength)
     compute = partial(work.change, batch=service.settings.batch)
@@ -166,10 +168,10 @@ async def _made(
         return head | {"seconds": round(made.seconds, 4), "images": images}
 
     start = time.monotonic()
-    submit = partial(service.submit, key, len(one.seeds), compute, one)
+    submit = partial(service.submit, key, len(one.seeds), compute, one, arrived=arrived(request))
     if _accepts(request) == STREAM:
-        service.check_open()
-        events = service.events(ability, lambda tell: submit(tell))
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        events = service.events(ability, submit(on_progress=told.put_nowait), told)
         stream = _stream(service, ability, events, body, len(one.seeds), one.model, start)
         return StreamingResponse(stream, media_type=STREAM, headers={"Cache-Control": "no-store"})
     made: work.Made = await service.answer(request, ability, submit())
@@ -204,8 +206,8 @@ async def _stream(
     except UserError as error:
         yield _event("error", said(error))
     except Exception as error:
-        service._failed(error)
-        yield _event("error", said(UserError("server", "made a mistake of its own", "its log says which")))
+        service.failed(error)
+        yield _event("error", own_mistake().body())
 
 
 def _event(name: str, data: Any) -> str:
@@ -287,10 +289,11 @@ async def _asked_about(
     sent = await sent_pictures(request, schemas.Pictures, service.settings)
     if k and len(sent) > 1:
         raise Refused(422, f"{len(sent)} images", "neighbours are looked for of one picture", "send one")
-    images = await as_tensor(sent, served.how, service.settings)
+    images = await as_tensor(sent, served.how, service.settings, service.decoders)
     what = work.Pictures(name, images, k)
     compute = partial(compute, batch=service.settings.batch)
-    found = await service.answer(request, ability, service.submit((ability, name), len(sent), compute, what))
+    job = service.submit((ability, name), len(sent), compute, what, arrived=arrived(request))
+    found = await service.answer(request, ability, job)
     _count(service, ability, name, len(sent), start)
     return [name for name, _ in sent], found
 
@@ -304,14 +307,14 @@ async def edit(request: Request, model: str) -> Response:
     service = service_of(request)
     served = service.model(model, "edit")
     asked, files = await with_files(request, schemas.Edit, service.settings, ("image",))
-    image = await as_tensor([("image", files["image"])], served.how, service.settings)
+    image = await as_tensor([("image", files["image"])], served.how, service.settings, service.decoders)
     how: dict[str, Any] = {"strength": asked.strength if asked.strength == "auto" else float(asked.strength)}
     how |= {} if asked.guide is None else {"guide": asked.guide}
     recipe = served.recipe(**how)
     assert recipe is not None
     names = list(recipe.pull.class_names)
     what = work.Changing(model, image, _target(asked.to, names, recipe.pull), how, asked.frames)
-    job: Job = service.submit(("edit", model, id(what)), 1, work.edit, what)
+    job: Job = service.submit(("edit", model, id(what)), 1, work.edit, what, arrived=arrived(request))
     found: work.Changed = await service.answer(request, "edit", job)
     _count(service, "edit", model, 1, start)
     return await _json(lambda: _edited(model, asked.to, found, recipe.pull.multi_label), found.frames.size)
@@ -353,6 +356,12 @@ async def report(request: Request, model: str) -> Response:
     return FileResponse(served.report, media_type="text/html", headers={"Content-Security-Policy": policy})
 
 
+def arrived(request: Request) -> float | None:
+    """When all of it had (`time.monotonic`)."""
+    when: float | None = request.scope.get(ARRIVED)
+    return when
+
+
 def _accepts(request: Request) -> str:
     """The first of the forms we have that the caller accepts; JSON where nothing else is named."""
     named = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
@@ -360,6 +369,7 @@ def _accepts(request: Request) -> str:
 
 
 def _count(service: Service, ability: str, model: str, images: int, start: float) -> None:
+    service.metrics.requests.labels(ability, model, "200").inc()
     service.metrics.images.labels(ability, model).inc(images)
     service.metrics.seconds.labels(ability).observe(time.monotonic() - start)
 

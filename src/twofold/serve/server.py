@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -15,11 +17,13 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import UserError
 
 BACKLOG = 2048
 FORCED = 1  # exit code of who was told twice
+GRACE = 5.0  # seconds beyond those in which a request must have arrived, for an answer that says so
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,13 +47,59 @@ def address(sock: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def impatient(seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's connection, which is closed where a whole request takes longer than that to arrive: uvicorn itself
+    waits for ever for somebody who connects and says nothing, or a byte of a header a minute."""
+
+    class Impatient(HttpToolsProtocol):
+        waiting: asyncio.TimerHandle | None = None
+
+        def wait(self) -> None:
+            self.stop()
+            self.waiting = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+        def stop(self) -> None:
+            if self.waiting is not None:
+                self.waiting.cancel()
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.wait()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.wait()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self.stop()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.stop()
+            super().connection_lost(exc)
+
+    return Impatient
+
+
 class Server(uvicorn.Server):
-    """uvicorn's, which tells the service first, and does not die of the signal that it has obeyed."""
+    """uvicorn's, which tells the service first, and does not die of the signal that it has obeyed.
+
+    What was accepted is answered, streams of previews too; only a caller who does not read its answer is cut off, when
+    every deadline has long passed.
+    """
 
     def __init__(self, app: FastAPI, drain: float = 0.0) -> None:
-        # a stream of previews is an answer like all others: nobody is cut off on the way out
+        limits = app.state.service.settings
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_keep_alive=30, backlog=BACKLOG, server_header=False
+            app,
+            http=impatient(limits.upload + GRACE),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=math.ceil(limits.upload + limits.deadline + GRACE),
+            backlog=BACKLOG,
+            server_header=False,
         )
         super().__init__(config)
         self.service, self.drain = app.state.service, drain
@@ -66,6 +116,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._asked is not None:
             self.force_exit = True
+            asyncio.get_running_loop().call_later(1.0, os._exit, FORCED)  # a device may be in the middle of something
             return
         self._asked = sig
         self.service.ready = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter
 from starlette.requests import Request
 
-from ..errors import UserError
 from ..settings.serve import ServeSettings
 from . import work
 from .engine import Compute, Engine, Job, Watcher
@@ -20,6 +20,7 @@ from .models import Served
 from .neighbours import reachable
 from .refused import Refused, closing
 
+DECODERS = max(2, (os.cpu_count() or 2) // 2)  # requests whose pictures are unpacked at the same time
 END = object()  # of what a job tells
 
 
@@ -29,14 +30,16 @@ class Service:
     def __init__(self, places: Sequence[Mapping[str, Served]], settings: ServeSettings, keys: Keys) -> None:
         self.places, self.settings, self.keys = list(places), settings, keys
         self.models: Mapping[str, Served] = places[0]
-        watcher = Watcher(batch=lambda key, images: self.metrics.batches.observe(images), failed=self._failed)
+        watcher = Watcher(batch=lambda key, images: self.metrics.batches.observe(images), failed=self.failed)
         self.engine = Engine(places, settings.queue, settings.batch, settings.wait, settings.groups, watcher)
         self.metrics = Metrics(lambda: self.engine.waiting, lambda: self.engine.working)
         self.on_error: Callable[[BaseException], None] = lambda error: None
         self.ready = False
+        self.decoders = CapacityLimiter(DECODERS)
         self._background: set[asyncio.Task[None]] = set()
 
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Counts a mistake of the server's own, and tells who wants to know."""
         self.metrics.errors.inc()
         self.on_error(error)
 
@@ -65,15 +68,21 @@ class Service:
             await self.submit(("warm", name, number), 1, partial(work.make, batch=1), asked, seconds=600).answer
 
     async def _learn(self, name: str) -> None:
-        model = self.models[name]
         compute = lambda models, jobs: work.learn_neighbours(models, jobs, name, self.settings.neighbours)  # noqa: E731
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                await self.submit(("learn", name), 1, compute, None, seconds=86_400).answer
-                for place in self.places[1:]:
-                    place[name].neighbours = model.neighbours
-            except (UserError, Refused, RuntimeError) as error:  # without neighbours everything else still works
-                self._failed(error)
+        job: Job | None = None
+        try:
+            job = self.submit(("learn", name), 1, compute, None, seconds=86_400)
+            await job.answer
+            known = next(place[name].neighbours for place in self.places if place[name].neighbours is not None)
+            for place in self.places:  # on whichever device they were read
+                place[name].neighbours = known
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # without neighbours everything else still works
+            self.failed(error)
+        finally:
+            if job is not None and not job.over:  # whoever stops the server does not wait for them
+                job.leave()
 
     async def close(self) -> None:
         """Takes nothing more; returns when everything in the queue is answered."""
@@ -90,10 +99,12 @@ class Service:
         asked: Any,
         on_progress: Callable[[Any], None] | None = None,
         seconds: float | None = None,
+        arrived: float | None = None,
     ) -> Job:
-        """A job in the queue. Raises `Refused` where there is no place."""
+        """A job in the queue. arrived: when its request had (`time.monotonic`). Raises `Refused` where there is no
+        place."""
         seconds = self.settings.deadline if seconds is None else seconds
-        return self.engine.submit(Job(key, images, compute, asked, seconds, on_progress=on_progress))
+        return self.engine.submit(Job(key, images, compute, asked, seconds, on_progress=on_progress, arrived=arrived))
 
     def model(self, name: str, ability: str | None = None) -> Served:
         """A model by its name. Raises `Refused` for one that is not served, or cannot do this."""
@@ -118,10 +129,8 @@ class Service:
             if not job.answer.done():
                 job.leave()
 
-    async def events(self, ability: str, start: Callable[[Callable[[Any], None]], Job]) -> AsyncIterator[Any]:
-        """What a job tells, and at the end its result. Whoever stops iterating has left."""
-        told: asyncio.Queue[Any] = asyncio.Queue()
-        job = start(told.put_nowait)
+    async def events(self, ability: str, job: Job, told: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+        """What a job tells, and at the end its result. told: where it says so. Whoever stops iterating has left."""
         job.answer.add_done_callback(lambda _: told.put_nowait(END))
         try:
             while (event := await told.get()) is not END:

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..generate import inpaint, vary
 from ..generate.edit import Edited, editing
-from ..generate.inpaint import inpainting
 from ..generate.pull import answers
 from ..generate.sample import Plan, drawing
 from ..generate.samplers import Step
 from ..generate.targets import probability
-from ..generate.vary import varying
 from ..measure import probabilities
 from .engine import Job
 from .models import Served
@@ -133,17 +132,19 @@ def change(models: Models, jobs: Sequence[Job], batch: int) -> Work:
             plan = replace(asked.plan, micro_batch=len(seeds))
             images = asked.original.expand(len(seeds), -1, -1, -1)
             if asked.mask is not None:
-                steps = inpainting(denoiser, plan, images, asked.mask, seeds, labels, previews=asked.previews)
+                count = inpaint.solver_steps(plan)
+                steps = inpaint.inpainting(denoiser, plan, images, asked.mask, seeds, labels, previews=asked.previews)
             else:
-                steps = varying(
+                count = vary.solver_steps(plan, asked.strength, denoiser.sigma_range)
+                steps = vary.varying(
                     denoiser, plan, images, seeds=seeds, strength=asked.strength, labels=labels, previews=asked.previews
                 )
             last: Tensor | None = None
             for step in steps:
                 if step.images is not None:
                     last = step.images
-                    if asked.previews and begin == 0 and len(seeds) == len(asked.seeds):
-                        job.tell(Preview(step.index, 0, float(step.sigma), last.numpy()))
+                    if asked.previews and len(seeds) == len(asked.seeds) and step.index < count:
+                        job.tell(Preview(step.index, count, float(step.sigma), last.numpy()))
                 yield
                 if job.over:
                     break

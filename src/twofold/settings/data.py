@@ -95,6 +95,12 @@ class DataSettings(Settings):
         0.0, ge=0, le=1, description="0 trains on images as often as they are, 1 on every class equally often"
     )
     flip: bool = Field(False, description="random horizontal flips in training")
+    crop_area: tuple[float, float] = Field(
+        (1.0, 1.0),
+        exclude_if=lambda value: tuple(value) == (1.0, 1.0),  # older settings keep their hash
+        description="random crops in training, of an area between these shares, enlarged again without distortion; "
+        "IDDM: [0.8,1]",
+    )
     _images_only: bool = PrivateAttr(default=False)
 
     @property
@@ -152,6 +158,13 @@ class DataSettings(Settings):
             raise ValueError(f"{value!r} is no regular expression ({error})") from error
         if groups != 1:
             raise ValueError(f"{value!r} has {groups} groups; put one pair of brackets round what names the group")
+        return value
+
+    @field_validator("crop_area")
+    @classmethod
+    def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"{list(value)} is not a range of shares of the area, such as [0.8,1]")
         return value
 
     @model_validator(mode="after")

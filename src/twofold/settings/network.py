@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .base import Settings
+from .iddm import IDDMSettings
 from .student import StudentSettings, whole_blocks
 
 
@@ -63,7 +64,21 @@ class UNetSettings(Settings):
     init: Literal["default", "zero_out", "edm"] = Field(
         "default", description="PyTorch's initialisation, zero output convolutions (ADM), or EDM's"
     )
+    checkpoint: bool = Field(
+        False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
+    )
     head: TapHeadSettings | None = Field(None, description="classifier head of a joint model; null = none")
+    low_factor: Literal[2, 4, 8] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # older settings keep their hash
+        description="super-resolution: the network sees the image, so many times as small, beside the noisy one; null "
+        "= it does not",
+    )
+    low_residual: bool = Field(
+        True,
+        exclude_if=lambda value: value,
+        description="super-resolution: it predicts what the enlarged (bicubic) image lacks; false: the image itself",
+    )
 
 
 class DiTSettings(Settings):
@@ -87,6 +102,9 @@ class DiTSettings(Settings):
     )
     norm_eps: float = Field(1e-6, gt=0, description="epsilon of the layer norms")
     mlp_norm_eps: float | None = Field(None, gt=0, description="that before the MLP; null = norm_eps")
+    checkpoint: bool = Field(
+        False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> DiTSettings:
@@ -254,6 +272,7 @@ NetworkSettings = Annotated[
     UNetSettings
     | DiTSettings
     | UViTSettings
+    | IDDMSettings
     | ConvNetSettings
     | WideResNetSettings
     | WRNSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Settings
 
@@ -13,17 +13,32 @@ class VPNoise(Settings):
     """Variance preserving (DDPM): a table of alpha-bar and what the network predicts."""
 
     kind: Literal["vp"] = "vp"
-    table: Literal["linear", "joint", "cosine", "scaled_linear", "continuous"] = Field(
+    table: Literal["linear", "joint", "cosine", "scaled_linear", "sqrt_linear", "sqrt", "continuous"] = Field(
         "linear",
         description="beta table: linear 1e-4..0.02, joint 1e-3..0.02, cosine, scaled_linear (Stable Diffusion), "
+        "sqrt_linear and sqrt (IDDM: of 1e-4..0.02 the roots are linear, or linear is what the root is taken of), "
         "continuous (beta 0.1..20)",
     )
     steps: int = Field(1000, ge=2, description="entries of the table (ignored by continuous)")
+    first: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: value == 0,  # older settings keep their hash
+        description="first entry of the table that is trained on and sampled from (IDDM: 1)",
+    )
     predicts: Literal["eps", "v", "x0"] = Field("eps", description="what the network's output means")
     time_offset: float = Field(0.0, description="the network is given (t + time_offset) * time_scale, t = 0..steps-1")
     time_scale: float = Field(1.0, gt=0, description="see time_offset; DDAE uses offset 1 and scale 1/1000")
     discrete: bool = Field(False, description="round t to the nearest entry instead of interpolating")
     t_min: float = Field(1e-3, gt=0, lt=1, description="smallest time of the continuous table")
+
+    @model_validator(mode="after")
+    def _first_is_in_the_table(self) -> VPNoise:
+        if self.first and self.table == "continuous":
+            raise ValueError("first is about the entries of a table, and table=continuous has none; set t_min")
+        if self.first > self.steps - 2:
+            raise ValueError(f"first={self.first} leaves no two of the {self.steps} entries")
+        return self
 
 
 class EDMNoise(Settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .base import Settings
 from .codec import CodecSettings
@@ -13,11 +13,12 @@ from .data import DataSettings
 from .distilling import Distill
 from .freematch import FreeMatch
 from .kd import KD
+from .loop import LoopSettings as LoopSettings
 from .network import NetworkSettings, TapHeadSettings, UNetSettings
 from .noise import NoiseSettings, VPNoise
 from .tasks import Landmarks, Segmentation, check_head
 
-DENOISERS = ("unet", "dit", "uvit")  # kinds of networks that denoise
+DENOISERS = ("unet", "dit", "uvit", "iddm")  # kinds of networks that denoise
 CLEAN = ("convnet", "wrn", "student")  # kinds that classify, and are not told the noise level
 
 
@@ -27,6 +28,12 @@ class Denoising(Settings):
     kind: Literal["denoising"] = "denoising"
     loss: Literal["mse", "hybrid", "vlb"] = Field(
         "mse", description="squared error; with 0.001 of the variational bound, for a learned variance; the bound alone"
+    )
+    distance: Literal["mse", "l1", "huber", "smooth_l1"] = Field(
+        "mse",
+        exclude_if=lambda value: value == "mse",  # older settings keep their hash
+        description="what being off costs: its square; its size; half the square up to 1 and linear beyond (huber and "
+        "smooth_l1 are one formula at that width)",
     )
     levels: Literal["family", "uniform", "log_normal", "importance"] = Field(
         "family", description="noise levels in training: the noise family's own, evenly, ln sigma normal, or by loss"
@@ -42,6 +49,12 @@ class Denoising(Settings):
     )
     augment_probability: float = Field(
         0.0, ge=0, le=1, description="EDM's non-leaky augmentation (needs augment_dim=9)"
+    )
+    crop: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="super-resolution: trained on squares of this side, cut from the images at random; null = whole",
     )
 
 
@@ -133,68 +146,6 @@ ObjectiveSettings = Annotated[
 ]
 
 
-class LoopSettings(Settings):
-    """How long, how fast and how exactly the network is trained."""
-
-    n_images: int = Field(1_000_000, ge=1, description="images to train on, counting repeats")
-    batch_size: int = Field(128, ge=1, description="images per optimiser step, over all devices")
-    micro_batch: int | None = Field(None, ge=1, description="images per forward pass and device; default: all at once")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Adam, AdamW, or SGD with momentum")
-    lr: float = Field(2e-4, gt=0, description="learning rate (absolute, not per device)")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
-    adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    nesterov: bool = Field(False, description="SGD with Nesterov's momentum")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay (decoupled with adamw)")
-    decay_all: bool = Field(True, description="false: no weight decay on biases and the gains of norms")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per layer away from the head")
-    warmup_images: int = Field(0, ge=0, description="images over which the learning rate rises linearly from 0")
-    schedule: Literal["constant", "cosine", "cosine_7_16", "step", "poly"] = Field(
-        "constant",
-        description="learning rate after the warm-up; cosine_7_16 falls to a fifth, as FixMatch's; step by step_factor "
-        "at each of step_images; poly as (1 - images / n_images)^0.9 down to 1e-4",
-    )
-    step_images: tuple[PositiveInt, ...] = Field((), description="step: image counts at which it falls, rising")
-    step_factor: float = Field(0.1, gt=0, lt=1, description="step: what it is multiplied by there")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
-    ema_halflife_images: int = Field(500_000, ge=0, description="half-life of the weight average; 0 = no averaging")
-    ema_rampup: float | None = Field(0.05, gt=0, description="half-life is at most this share of the images seen")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="of the network; auto = what is fastest"
-    )
-    channels_last: bool = Field(True, description="channels-last memory format")
-    compile: bool = Field(False, description="torch.compile the network (worth it on a GPU)")
-    seed: int = Field(0, ge=0, description="seed of weights, noise, order and dropout")
-    save_images: int = Field(100_000, ge=1, description="save the training state every so many images")
-    keep_states: int = Field(2, ge=1, description="training states kept")
-    snapshot_images: tuple[int, ...] = Field((), description="image counts whose averaged weights are kept for good")
-    validate_images: int = Field(100_000, ge=1, description="validate every so many images")
-    preview_images: int = Field(100_000, ge=1, description="draw a preview grid every so many images")
-    log_images: int = Field(5_000, ge=1, description="write a log line every so many images")
-    nonfinite_limit: int = Field(10, ge=1, description="non-finite steps in a row that end training")
-    tensorboard: bool = Field(False, description="also write TensorBoard event files")
-
-    @model_validator(mode="after")
-    def _micro_batch_divides(self) -> LoopSettings:
-        if self.micro_batch and self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch={self.micro_batch} must divide batch_size={self.batch_size}")
-        return self
-
-    @model_validator(mode="after")
-    def _steps_rise(self) -> LoopSettings:
-        if bool(self.step_images) != (self.schedule == "step"):
-            raise ValueError("schedule=step and step_images belong together; give both, or neither")
-        if list(self.step_images) != sorted(set(self.step_images)):
-            raise ValueError(f"step_images={list(self.step_images)} do not rise")
-        return self
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> LoopSettings:
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise ValueError("nesterov=true is a kind of momentum; it needs optimizer=sgd and momentum above 0")
-        return self
-
-
 class ValidationSettings(Settings):
     """What is measured on held-out images during training (never on the test part)."""
 
@@ -274,11 +225,12 @@ class TrainSettings(Settings):
             if objective.kind == "joint":
                 self._joint_fits(objective)
             if network.kind not in DENOISERS:
-                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet, dit or uvit")
+                raise ValueError(f"network.kind={network.kind} cannot denoise; use unet, dit, uvit or iddm")
             starts = self.init_from is not None or self.resume_from is not None
             if starts and "network" not in self.model_fields_set:  # it is the source's, and looked at with it
                 return self
             self._variance_fits(objective)
+            self._low_fits(objective)
             if objective.kind != "joint" and getattr(network, "head", None) is not None:
                 raise ValueError("network.head is trained by objective.kind=joint; leave network.head out")
             if objective.augment_probability > 0 and getattr(network, "augment_dim", 0) != 9:
@@ -298,6 +250,15 @@ class TrainSettings(Settings):
         if self.train.compile:
             raise ValueError(f"train.compile=true is for denoisers; leave it false for objective.kind={objective.kind}")
         return self
+
+    def _low_fits(self, objective: Denoising) -> None:
+        """Super-resolution is denoising of pixels, beside an image at a lower resolution that is made of them."""
+        factor = getattr(self.network, "low_factor", None)
+        if factor and (objective.kind != "denoising" or self.codec is not None or objective.augment_probability > 0):
+            hint = "leave codec out and set objective.kind=denoising and objective.augment_probability=0"
+            raise ValueError(f"network.low_factor={factor} is for super-resolution of pixels; {hint}")
+        if objective.crop and (not factor or objective.crop % factor):
+            raise ValueError(f"objective.crop={objective.crop} needs network.low_factor, and to be a multiple of it")
 
     def _freematch_fits(self, objective: FreeMatch) -> None:
         if self.train.batch_size % objective.labelled_batch:
@@ -322,6 +283,8 @@ class TrainSettings(Settings):
             raise ValueError(f"objective.kind={objective.kind} works on pixels; leave codec out")
         if objective.augment_probability > 0:
             raise ValueError("objective.augment_probability > 0 changes pixels, and with codec= there are none; set 0")
+        if codec.store and self.data.crop_area != (1.0, 1.0):
+            raise ValueError("data.crop_area crops pixels, and codec.store=true keeps those of whole images; unset one")
         if codec.store and self.data.flip and codec.mirror is False:
             raise ValueError("data.flip=true needs what mirror images become; leave codec.mirror out")
 
@@ -350,6 +313,9 @@ class TrainSettings(Settings):
 
     def _variance_fits(self, objective: Denoising) -> None:
         """A learned variance needs a network that says something of it, a table to step through, and a loss."""
+        if objective.distance != "mse" and objective.loss != "mse":
+            what = f"objective.distance={objective.distance} is no part of objective.loss={objective.loss}"
+            raise ValueError(f"{what}; leave one of them out")
         learned = getattr(self.network, "learned_variance", False)
         if learned and objective.loss == "mse":
             raise ValueError("network.learned_variance=true is not trained by objective.loss=mse; use hybrid or vlb")

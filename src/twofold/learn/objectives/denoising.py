@@ -10,6 +10,7 @@ One forward pass gives both parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,28 @@ from ...data.augment import AUGMENT_DRAWS, augment
 from ...denoiser import NetworkDenoiser
 from ...draws import ImageDraws
 from ...errors import UserError
+from ...lowres import enlarge, shrink
 from ...settings.train import Denoising
 from ..batches import U_AUGMENT, U_LABEL, U_SIGMA, Batch
+from ..crops import CROP_DRAWS, check_crop, cropped
 from .base import Objective
 from .levels import Importance, levels
 
 VARIANCE_WEIGHT = 1e-3  # of the bound in `hybrid`
+
+
+def huber(off: Tensor) -> Tensor:
+    """Elementwise: off^2 / 2 up to 1, |off| - 1/2 beyond (Huber 1964)."""
+    size = off.abs()
+    return torch.where(size < 1, 0.5 * off.square(), size - 0.5)
+
+
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": torch.square,
+    "l1": torch.abs,
+    "huber": huber,
+    "smooth_l1": huber,  # of width 1 they are the same
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,9 @@ class DenoisingObjective(Objective):
         self.network = denoiser.network
         self.settings = settings
         self.uniforms = U_AUGMENT + (AUGMENT_DRAWS if settings.augment_probability else 0)
+        if settings.crop:
+            check_crop(settings.crop, denoiser.shape)
+            self.further, self.uniforms = CROP_DRAWS, self.uniforms + CROP_DRAWS
         self.levels = levels(denoiser.family, settings)
         self.learns_levels = isinstance(self.levels, Importance)
         self._seed, self._draws = seed, ImageDraws("train")
@@ -94,6 +114,8 @@ class DenoisingObjective(Objective):
     def noised(self, batch: Batch) -> Noised:
         """The images of a batch as the network will see them."""
         settings = self.settings
+        if settings.crop and self.training:  # held-out images are whole
+            batch = cropped(batch, settings.crop)
         x0 = self._x0(batch)
         cond = {}
         if settings.augment_probability:
@@ -103,6 +125,9 @@ class DenoisingObjective(Objective):
             chance = drop_chance(settings, batch.confidence)
             dropped = (batch.uniforms[:, U_LABEL] < chance).to(batch.label.device)
             cond["label"] = torch.where(dropped, -1, batch.label)
+        if self.denoiser.low_factor:
+            low = shrink(batch.images, self.denoiser.low_factor)
+            cond["low"] = enlarge(self.denoiser.codec.encode(low), *x0.shape[2:])
         sigma, weight = self._levels(batch.uniforms[:, U_SIGMA])
         assert batch.noise is not None
         return Noised(x0, theory.add(x0, batch.noise, sigma), batch.noise, sigma, weight, cond)
@@ -118,8 +143,8 @@ class DenoisingObjective(Objective):
         """(B,): of what the network said to `noised`."""
         family, settings, sigma = self.denoiser.family, self.settings, noised.sigma
         output, *about_variance = output.chunk(2, 1) if self.denoiser.learns_variance else (output,)
-        off = output - family.target(noised.x0, noised.noise, sigma)
-        loss = off.square().flatten(1).mean(1)
+        off = output - family.target(self.denoiser.less(noised.x0, noised.cond), noised.noise, sigma)
+        loss = DISTANCES[settings.distance](off).flatten(1).mean(1)
         loss = loss * theory.expand(theory.loss_weight(family, sigma, settings.min_snr_gamma), loss)
         if settings.loss != "mse":
             loss = self._with_bound(loss, noised.x0, off, about_variance[0], sigma)

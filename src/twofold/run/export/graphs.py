@@ -189,6 +189,9 @@ def graph_of(model: Any, where: str) -> Graph:
             return graph(model)
     if isinstance(model, Denoiser):
         what = "holds a denoiser, and an exported model answers in one step"
-        raise UserError(where, what, "teach a small network from it, and export that: twofold distill")
+        hint = (
+            "to=diffusers writes it for diffusers; or teach a small network from it, and export that: twofold distill"
+        )
+        raise UserError(where, what, hint)
     what = f"holds a {type(model).__name__}, which is more than one network and cannot be exported"
     raise UserError(where, what, "export a classifier, a segmenter, a landmarker or a distilled backbone")

@@ -1,0 +1,167 @@
+"""`twofold upscale RUN [IMAGES]`: larger images by a super-resolution model, measured where the truth is known."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..settings.resolve import parse_assignments, resolve, settings_hash
+from ..settings.upscale import UpscaleSettings
+from .edit import hashed
+from .pictures import Pictures
+from .probe import home_of, prepare
+from .show import Progress, say
+from .told import told_as
+from .train import command_line
+from .upscaled import Folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..denoiser import Denoiser
+
+OPTIONS = ("--out", "--device", "--quiet")
+
+
+def settings_model() -> type[UpscaleSettings]:
+    return UpscaleSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN", help="a run of a super-resolution model (sr-x4 and the like)")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="?",
+        help="an image, a folder, Parquet files or a hub name; left out: the run's own held-out images, shrunk first",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, _ = resolve(UpscaleSettings, [("command line", parse_assignments(args.assignments))])
+    out = Path(args.out) if args.out else None
+    print(upscale(args.source, args.images, settings, args.device, args.quiet, out, command_line()))
+    return 0
+
+
+def upscale(
+    source: str,
+    images: str | None,
+    settings: UpscaleSettings,
+    device: str | None,
+    quiet: bool,
+    out: Path | None = None,
+    command: str = "",
+) -> str:
+    """Enlarges all images into `out` (default: `upscaled/` of the run); returns what to tell the user.
+
+    A batch that is written is not computed again.
+    """
+    start = time.monotonic()
+    say("loading torch ...", quiet)
+    import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
+
+    say("loading the model ...", quiet)
+    from ..hashing import weights_hash
+    from ..learn.training import make_accelerator
+
+    accelerator = make_accelerator(device)
+    if accelerator.num_processes > 1:
+        raise UserError("torchrun", "images are enlarged by one process", "give the same command without it")
+    model = model_of(source, settings, accelerator.device)
+    pictures = of_run(source, settings, model, quiet) if images is None else of_source(images, settings, model)
+    given = {"images": hashed(pictures.identity), "weights": weights_hash(model)[:8]}
+    facts = {**given, "factor": model.low_factor, "settings": settings.model_dump(mode="json")}
+    stem = settings.split if images is None else Path(images.rstrip("/")).stem or "images"
+    name = "-".join([stem, settings_hash(settings), hashed(given)[:8]])
+    folder = Folder(out or home_of(source) / "upscaled" / name, facts, settings)
+    with Progress("enlarging", quiet) as progress:
+        pictures.tell = progress.line
+        for part in alike(pictures.first(settings.n), settings.micro_batch):
+            lows = [picture.low for picture in part]
+            if not folder.kept(part):
+                folder.write(part, enlarged(model, lows, settings))
+            folder.add(part)
+            progress(folder.done, min(pictures.total, settings.n or pictures.total))
+    if not folder.done:
+        raise UserError(images or source, "holds no readable image", "nothing was written")
+    return folder.finish(command, source, time.monotonic() - start)
+
+
+def model_of(source: str, settings: UpscaleSettings, device: torch.device) -> Denoiser:
+    """The model, after everything that can be wrong with asking it has been checked."""
+    import torch
+
+    from ..generate.upscale import check_upscales, upscale
+    from ..run import load
+
+    model: Any = load(source, settings.at, device)
+    check_upscales(model, source)
+    prepare(model, settings.precision, device)
+    how = {**asked(settings), "steps": 1, "micro_batch": 1, "tile": 0}
+    upscale(model, torch.zeros(1, model.shape[0], 4, 4, dtype=torch.uint8), [0], **how)
+    return model
+
+
+def asked(settings: UpscaleSettings) -> dict[str, Any]:
+    names = ("sampler", "steps", "label", "guidance", "sigma_max", "tile", "micro_batch")
+    return {name: getattr(settings, name) for name in names}
+
+
+def enlarged(model: Denoiser, lows: list[Tensor], settings: UpscaleSettings) -> Tensor:
+    """Low images of one size, uint8 (C, h, w), become uint8 (N, C, H, W)."""
+    import torch
+
+    from ..generate.upscale import seed_of, upscale
+
+    seeds = [seed_of(low, settings.seed) for low in lows]
+    return upscale(model, torch.stack(lows), seeds, **asked(settings))
+
+
+def alike(pictures: Iterable[Any], most: int | None) -> Iterator[list[Any]]:
+    """Parts of pictures in their order, all of one size, so many as are enlarged together."""
+    from ..generate.upscale import at_once
+
+    part: list[Any] = []
+    for picture in pictures:
+        if part and picture.low.shape != part[0].low.shape:
+            yield part
+            part = []
+        part.append(picture)
+        if len(part) == (most or at_once(*picture.size)):
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def of_run(source: str, settings: UpscaleSettings, model: Denoiser, quiet: bool) -> Pictures:
+    """Held-out images of the run's own data, which are the truth. Raises `UserError` for what is no run."""
+    from ..data import open_store
+    from ..run import Run
+
+    if not (Path(source) / "settings.yaml").is_file():
+        raise UserError("IMAGES", f"not given, and {source} is no run whose data are known", "name some images")
+    if settings.truth is not None:
+        raise UserError(f"truth={settings.truth}", "the run's own images are the truth", "name IMAGES, or leave it out")
+    with Progress("packing the data", quiet) as packing:
+        store = open_store(Run.open(source).settings().data, packing)
+    return Pictures.of_store(store, settings, model)
+
+
+def of_source(images: str, settings: UpscaleSettings, model: Denoiser) -> Pictures:
+    """The images of a source, each of its own size."""
+    from ..data import open_images
+    from ..settings.data import DataSettings
+
+    def opened(where: str, typed: str) -> Any:
+        with told_as(typed, f"data={where}"):
+            return open_images(DataSettings(source=where))
+
+    truth = None if settings.truth is None else opened(settings.truth, f"truth={settings.truth}")
+    return Pictures.of_source(opened(images, f"IMAGES {images}"), truth, settings, model)
