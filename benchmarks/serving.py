@@ -82,6 +82,22 @@ async def one(port: int, path: str, seed: int, classes: int) -> list[int]:
 # -- servers -----------------------------------------------------------------------------------------------------------
 
 
+def processor_seconds(pid: int) -> float:
+    """Of a process and all below it."""
+    stats = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = file.read_text().rpartition(")")[2].split()
+            stats[int(file.parent.name)] = int(words[1]), int(words[11]) + int(words[12])
+    mine = {pid}
+    while more := {one for one, (parent, _) in stats.items() if parent in mine} - mine:
+        mine |= more
+    return sum(stats[one][1] for one in mine if one in stats) / os.sysconf("SC_CLK_TCK")
+
+
+PIDS: dict[int, int] = {}  # of the servers, by their ports
+
+
 @contextlib.contextmanager
 def server(command: list[str]) -> Iterator[int]:
     """A server in a process of its own; its port."""
@@ -90,6 +106,7 @@ def server(command: list[str]) -> Iterator[int]:
         assert process.stdout is not None
         for line in process.stdout:
             if found := SERVED.search(line):
+                PIDS[int(found[1])] = process.pid
                 yield int(found[1])
                 break
         else:
@@ -104,7 +121,8 @@ def ours(run: str, *words: str) -> list[str]:
 
 
 def measured(port: int, path: str, count: int, seconds: float, classes: int) -> dict[str, float]:
-    """Of one round: images/s and latencies in milliseconds."""
+    """Of one round: images/s, latencies in milliseconds, and processor time of the server for an image."""
+    before = processor_seconds(PIDS[port])
     words = [str(value) for value in (port, path, count, seconds, classes)]
     done = subprocess.run([sys.executable, str(HERE), "--clients-only", *words], stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout)
@@ -112,7 +130,9 @@ def measured(port: int, path: str, count: int, seconds: float, classes: int) -> 
     refused = sum(status != 200 for _, status in found)
     assert not refused, f"{refused} of {len(found)} were refused"
     at = lambda share: round(1000 * times[int(share * (len(times) - 1))], 1)  # noqa: E731
-    return {"images_per_second": round(len(times) / seconds, 2), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
+    spent = round(1000 * (processor_seconds(PIDS[port]) - before) / len(times), 2)
+    rate = round(len(times) / seconds, 2)
+    return {"images_per_second": rate, "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "processor_ms": spent}
 
 
 def compare(run: str, arguments: argparse.Namespace, litserve: str | None) -> dict[str, Any]:
@@ -144,13 +164,22 @@ def compare(run: str, arguments: argparse.Namespace, litserve: str | None) -> di
         side: {key: round(statistics.median(one[key] for one in each), 2) for key in each[0]}
         for side, each in rounds.items()
     }
-    ratios = {side: _ratio(rounds["batch=32"], each) for side, each in rounds.items() if side != "batch=32"}
+    ratios = {side: _ratios(rounds["batch=32"], each) for side, each in rounds.items() if side != "batch=32"}
     return {"servers": medians, "batch=32 over": ratios, "levels_apart": apart}
 
 
-def _ratio(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict[str, float]:
-    each = [x["images_per_second"] / y["images_per_second"] for x, y in zip(a, b, strict=True)]
-    return {"ratio": round(statistics.median(each), 2), "least": round(min(each), 2), "most": round(max(each), 2)}
+def _ratios(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """How many times better a is, by the clock and by processor time, which other work on the machine hardly touches.
+    """
+    found = {}
+    for what, key, up in (("clock", "images_per_second", True), ("processor", "processor_ms", False)):
+        each = [x[key] / y[key] if up else y[key] / x[key] for x, y in zip(a, b, strict=True)]
+        found[what] = {
+            "ratio": round(statistics.median(each), 2),
+            "least": round(min(each), 2),
+            "most": round(max(each), 2),
+        }
+    return found
 
 
 def classes_of(run: str) -> int:

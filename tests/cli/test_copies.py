@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twofold.cli.copies import kept_names
 from twofold.cli.main import main
 from twofold.data import open_store
 from twofold.settings.data import DataSettings
@@ -132,6 +133,21 @@ def test_a_run_says_how_its_data_are_made_ready(
     assert "is a run, which knows how its images are made ready; leave data.size out" in capsys.readouterr().err
 
 
+def test_kept_images_have_names_of_their_own() -> None:
+    ids = ["a.png", "A.jpg", "part.parquet:0", "part.parquet:1", "../../etc/x.png", "/x", "b/c.v2", ".."]
+    named = ["a.png", "A-2.png", "part.parquet_0.png", "part.parquet_1.png", "etc/x.png", "x.png", "b/c.v2.png"]
+    assert kept_names(ids) == [*named, "image.png"]
+
+
 def test_there_must_be_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "none.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8))
+    assert main(["copies", str(tmp_path / "none.npz"), "data=digits", "--quiet"]) == 2
+    assert "none.npz: holds no images" in capsys.readouterr().err
+    (tmp_path / "two").mkdir()
+    for side in (8, 9):
+        Image.new("L", (side, side)).save(tmp_path / "two" / f"{side}.png")
+    assert main(["copies", str(tmp_path / "two"), "data=digits", "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {tmp_path / 'two'}: images differ in size" in told and "look at one size at a time" in told
     assert main(["copies", str(tmp_path / "nowhere"), "data=digits", "--quiet"]) == 2
     assert "nowhere: is not there; give a folder of images or an .npz" in capsys.readouterr().err

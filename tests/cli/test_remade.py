@@ -134,6 +134,16 @@ def test_masks_go_the_way_of_their_image(tmp_path: Path) -> None:
         masks.of("c/z.png", SQUARE)
 
 
+def test_masks_are_of_what_is_seen(tmp_path: Path) -> None:
+    """The camera lay on its side or stood on its head: the mask is drawn on the upright picture."""
+    mask = np.zeros((20, 10), np.uint8)
+    mask[:, 5:] = 255
+    path = str(saved(tmp_path / "m.png", mask))
+    for orientation, stored in ((6, (20, 10)), (8, (20, 10)), (3, (10, 20)), (1, (10, 20))):
+        found = Masks(path, DATA).of("any", Placing.of(orientation, stored, DATA))
+        assert found[0, :, 4:].all() and not found[0, :, :4].any()
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [

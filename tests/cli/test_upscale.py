@@ -117,7 +117,7 @@ def test_tiles(run: Path, tmp_path: Path) -> None:
         (["photos", "truth=photos"], "p0.png: becomes 16x16, and its true image is 8x8"),
         (["photos", "truth=colour"], "p0.png: has no true image of its name in"),
         (["photos", "shrink=true", "truth=photos"], "shrink=true says that the images themselves are the truth"),
-        (["colour"], "c.png: is in colour, and this model enlarges grey images"),
+        (["colour"], "IMAGES colour: c.png: is in colour, and this model enlarges grey images"),
         (["photos", "most_pixels=300"], "p2.png: would become 26x20, more than most_pixels=300"),
         (["photos", "sampler=dppm"], "did you mean"),
         (["photos", "label=3"], "this model is unconditional"),

@@ -167,11 +167,15 @@ def test_what_is_left_of_other_data_is_not_mixed_in(here: Path, monkeypatch: pyt
     assert same(few, opened(unpack(few, here / "out")), split=False)
 
 
-def test_what_would_be_lost_is_refused(put: Put, here: Path) -> None:
+def test_what_would_be_lost_is_refused(put: Put, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put("out/mine.txt", b"mine")
     with pytest.raises(UserError, match="--out .*out: is not empty"):
         unpack(opened("digits"), here / "out")
     put("file", b"")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"--out \.: is the folder that you are in"):
+        (here / "bare").mkdir()
+        patch.chdir(here / "bare")
+        unpack(opened("digits"), Path("."))
     with pytest.raises(UserError, match="is a file"):
         unpack(opened("digits"), here / "file")
     for name in ("a", "b"):

@@ -34,7 +34,7 @@ SHORTER: dict[str, list[str]] = {
         "max_train=40",
         "max_test=20",
         "sigmas=[0.1]",
-        "draws=1",
+        "draws=2",
         "copies=1",
         "concat=[]",
         "head.epochs=1",
@@ -159,6 +159,8 @@ def _training(argv: list[str]) -> list[str]:
     changes |= {"train.n_images": 32 if longer else 16, "train.batch_size": 8, "train.precision": "fp32",
                 "train.warmup_images": 0, "train.preview_images": 10**6, "validation.samples": 0,
                 "validation.max_images": 8}  # fmt: skip
+    if any(word.startswith("train.snapshot_images=") for word in argv):
+        changes["train.snapshot_images"] = [8, 16]
     if longer and not preset.startswith("runs/"):
         changes |= {"network.channels": 8, "network.blocks": 1}  # as the run that it goes on from
     return replaced([*argv, "--quiet"], [f"{key}={_yaml(value)}" for key, value in changes.items()])

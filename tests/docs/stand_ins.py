@@ -73,6 +73,8 @@ ON_PAGE: list[tuple[str, str, dict[str, str]]] = [
     ("docs/recognition.md", "guide=RUN2", {"RUN2": "runs/noisy"}),
     ("*", "Smiling;not Male", {"RUN": "runs/attributes"}),
     ("*", "label=train", {"RUN": "runs/attributes"}),
+    ("*", "--out made/", {"GENERATOR": "runs/images-32"}),
+    ("*", " guidance=", {"RUN": "runs/digits"}),
     ("*", "twofold import", {"SOURCE": "google/ddpm-cifar10-32", "org/name": "google/ddpm-cifar10-32"}),
     ("*", "twofold copies", {"RUN": "runs/digits"}),
     ("docs/sharing.md", "twofold sample", {"RUN": "runs/digits"}),
@@ -141,6 +143,8 @@ def build_data(here: Path) -> None:
     _wordnet(here / "imagenet", here / "2imgs_class.txt")
     for name in ("labels.csv", "few.csv", "mine.csv"):
         (here / name).write_text("\n".join(["id,class", *(f"{key},{key.partition('/')[0]}" for key in _trained_on())]))
+    sure = ["id,class,confidence", *(f"{key},{key.partition('/')[0]},0.9" for key in _trained_on())]
+    (here / "pseudo.csv").write_text("\n".join(sure))
     few = ["name,smiling,glasses", *(f"{name}/{i}.png,{i % 2},1" for name in CLASSES for i in range(PER_CLASS))]
     (here / "attributes.csv").write_text("\n".join(few))
     for name, columns in (("table.parquet", ("smiling", "glasses")), ("people.parquet", ("Smiling", "Male"))):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twofold.errors import UserError
 from twofold.generate import plan
+from twofold.generate.given import options_of_part
 from twofold.generate.invert import strength_sigma
 from twofold.generate.vary import levels_below, solver_steps, vary, varying
 from twofold.oracle import MixtureDenoiser
@@ -68,6 +69,15 @@ def test_of_one_gaussian_it_is_the_closed_form() -> None:
     x0 = model.codec.encode(images[:1]).double()[0]
     assert torch.allclose(found.mean(0), 0.1 + shrink * (x0 - 0.1), atol=4 * sigma * shrink / 16 + 0.005)
     assert found.std(0).mean().item() == pytest.approx(sigma * shrink, rel=0.03)
+
+
+def test_churn_is_that_of_the_whole_way() -> None:
+    """s_churn is spread over all steps, of which a variation takes the last ones: with 4 of 8 it gets half of it."""
+    model = mixture()
+    made = plan(model, "heun", 8, s_churn=2.0)
+    part = options_of_part(made, 4)
+    assert part["s_churn"] / 4 == made.options["s_churn"] / 8
+    assert {k: v for k, v in part.items() if k != "s_churn"} == {k: v for k, v in made.options.items() if k != "s_churn"}
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, "much", float("nan")])

@@ -162,6 +162,13 @@ def test_a_run_of_before_has_the_hash_of_before() -> None:
     assert settings_hash(tiny()) != settings_hash(tiny(preview_n=63))
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("unet", "2d5fcca1"), ("dit", "f265d7bb"), ("uvit", "81575ca0")])
+def test_a_folder_of_before_is_found_again(kind: str, expected: str) -> None:
+    """Hashes as they were before any of these settings was there: they are in the names of people's runs."""
+    old = {"data": {"source": "digits"}, "noise": {"kind": "vp"}, "objective": {"kind": "denoising"}}
+    assert settings_hash(resolve(TrainSettings, [("old", {**old, "network": {"kind": kind}})])[0]) == expected
+
+
 def test_a_cosine_ends_where_it_is_told() -> None:
     loop = LoopSettings(n_images=1000, batch_size=10, lr=3e-4, schedule="cosine", lr_end=0.01)
     assert learning_rate(loop, 0) == pytest.approx(3e-4)

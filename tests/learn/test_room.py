@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from twofold.cli.main import main
 from twofold.errors import UserError
 from twofold.learn import room, train
-from twofold.learn.estimate import needs_of
+from twofold.learn.estimate import estimate, needs_of
 from twofold.learn.events import Note
 from twofold.learn.footprint import evaluation_bytes, step_bytes
-from twofold.learn.needs import Needs
+from twofold.learn.needs import Needs, forward
 from twofold.networks import build
 from twofold.settings.network import AutoencoderSettings, DiTSettings, UNetSettings, UViTSettings
 from twofold.settings.resolve import resolve
@@ -117,6 +117,20 @@ def test_the_largest_part_is_the_largest() -> None:
     for n, bytes_ in zip(sizes, memory, strict=True):
         assert found.largest(bytes_) == n
         assert found.largest(bytes_ - 1) == n // 2
+
+
+def test_super_resolution_is_counted_on_its_squares() -> None:
+    """As large images as are trained on, and then whole ones are looked at, without gradients."""
+    network = {"kind": "unet", "channels": 16, "multipliers": [1], "blocks": 3, "attention": [], "low_factor": 2}
+    settings = of_network({**network, "classes": 0})
+    cut = settings.model_copy(update={"objective": settings.objective.model_copy(update={"crop": 16})})
+    small, large = (needs_of(settings, (3, side, side), [], 1, CPU) for side in (16, 64))
+    found = needs_of(cut, (3, 64, 64), [], 1, CPU)
+    assert small.memory(8) < found.memory(8) < large.memory(8) / 2
+    looked_at = step_bytes(large.network, forward(large.network, (3, 64, 64), 8), backward=False)
+    gradients = 4 * found.trained
+    assert found.memory(8) == found.fixed() - gradients + max(small._step(8) + gradients, looked_at)
+    assert estimate(cut, (3, 64, 64), []).flops == estimate(settings, (3, 16, 16), []).flops
 
 
 def test_what_fits_is_not_told() -> None:

@@ -89,6 +89,7 @@ def test_the_low_image_is_made_of_what_is_seen() -> None:
         ({"objective": {"crop": 4}, "network": {"low_factor": None}}, "crop=4 needs network.low_factor"),
         ({"objective": {"kind": "joint"}}, "low_factor=2 is for super-resolution of pixels"),
         ({"network": {"low_factor": 3}}, "low_factor"),
+        ({"data": {"crop_area": [0.8, 1]}}, r"data.crop_area enlarges what it crops.*objective.crop cuts parts"),
     ],
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

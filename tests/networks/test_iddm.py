@@ -18,6 +18,7 @@ from twofold.networks import build
 from twofold.networks.iddm import ACTIVATIONS, IDDM, Attending, Double
 from twofold.noise import family
 from twofold.settings.iddm import IDDMSettings
+from twofold.settings.network import UNetSettings
 from twofold.settings.noise import VPNoise
 
 SMALL: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "heads": 2, "classes": 3, "embedding_channels": 16}
@@ -178,6 +179,15 @@ def test_every_parameter_learns(options: dict[str, Any]) -> None:
     x, t = torch.randn(3, 2, 8, 8), torch.tensor([1.0, 500.0, 999.0])
     network(x, t, {"label": torch.tensor([0, 1, 2])}).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
+
+
+def test_it_cannot_see_how_strong_noise_is() -> None:
+    """Its first norm takes the size of x away (docs/migration/iddm.md, "Which sampler"); U-Nets keep it."""
+    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 999.0)
+    with torch.no_grad():
+        for made, same in ((IDDMSettings(channels=8, heads=2), True), (UNetSettings(channels=8, attention=()), False)):
+            network = build(made, (1, 8, 8)).eval()
+            assert torch.allclose(network(1.2 * x, t), network(x, t), rtol=0, atol=1e-4) == same
 
 
 def test_wrong_labels_and_settings_are_said() -> None:

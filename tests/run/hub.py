@@ -103,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if entry["key"] == "file":
                     content = base64.b64decode(entry["value"]["content"])
                     self.hub.repositories[name][entry["value"]["path"]] = content
+                if entry["key"] == "deletedFile":
+                    del self.hub.repositories[name][entry["value"]["path"]]
             self.hub.commits.append(name)
             return self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
         return self._json({})

@@ -120,6 +120,22 @@ def test_nothing_of_this_machine_goes_out(hub: Hub, tmp_path: Path) -> None:
             assert secret.encode() not in content, (name, secret)
 
 
+def test_the_next_version_leaves_nothing_of_the_last_one(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    run = a_run(tmp_path / "run", noise={"kind": "vp", "steps": 20})
+    words = ["export", str(run), "to=hub", "repo=me/model", "--quiet"]
+    assert main([*words, "diffusers=true"]) == 0
+    hub.repositories["me/model"]["mine/notes.txt"] = b"put there by hand"
+    assert main(words) == 0  # without the layout: its weights would be those of the version before
+    left = {"README.md", "model.safetensors", "settings.yaml", "result.json", "mine/notes.txt"}
+    assert set(hub.repositories["me/model"]) - {".gitattributes"} == left
+    assert hub.commits == ["me/model"] * 2
+    hub.repositories["me/others"] = {"unet/config.json": b"{}"}  # not written by an upload
+    hub.private.add("me/others")
+    assert main(["export", str(run), "to=hub", "repo=me/others", "--quiet"]) == 0
+    assert "unet/config.json" in hub.repositories["me/others"]
+
+
 def test_its_pipeline_opens_the_same_name(hub: Hub, tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     run = a_run(tmp_path / "run", noise={"kind": "vp", "steps": 20})

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import twofold
-from twofold.data import open_store
+from twofold.data import open_store, spread
 from twofold.measure import probabilities
 from twofold.measure.neighbours import nearest
 from twofold.run.features import reader_for
@@ -22,6 +22,7 @@ from twofold.settings.data import DataSettings
 
 from .common import Live, events, live, loaded, picture, pixels, runs, text, until
 
+SEARCHED = 200  # training images
 ALL = ["generate", "inpaint", "vary", "classify", "embed", "neighbours", "edit"]
 
 
@@ -34,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(folders: list[str]) -> Iterator[Live]:
-    with live([loaded(folders)], images=8, pixels=100_000, bytes=300_000, steps=200) as one:
+    with live([loaded(folders)], images=8, pixels=100_000, bytes=300_000, steps=200, neighbours=SEARCHED) as one:
         yield one
 
 
@@ -337,6 +338,7 @@ def test_neighbours_are_those_of_a_search_by_brute_force(server: Live, client: h
     assert found.status_code == 200, found.text
     store = open_store(DataSettings(source="digits"))
     rows = store.indices("train")
+    rows = rows[spread(len(rows), SEARCHED)]
     training = store.batch(rows)
     assert found.json()["searched"] == len(rows)
     flat = (training.flatten(1).double() - image(content).flatten(1).double()).square().mean(1).sqrt()
@@ -515,7 +517,7 @@ def test_numbers_for_prometheus(server: Live, client: httpx.Client) -> None:
 def test_several_devices_answer_alike(folders: list[str], models: Any) -> None:
     with live([loaded(folders[:1]), loaded(folders[:1])], batch=1, neighbours=50) as server, server.client() as client:
         assert [thread.name for thread in threading.enumerate()].count("device-1") == 1
-        for seed in range(6):
+        for seed in range(3):
             found = client.post(path("digits", "generate"), json={"seed": seed, "label": 1, "steps": 3}).json()
             ours = twofold.sample(models["digits"], [seed], 1, steps=3).numpy()[0]
             assert levels(pixels(found["images"][0]["png"]), ours) <= 1

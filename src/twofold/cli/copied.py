@@ -51,13 +51,21 @@ def suspects(path: Path) -> Suspects:
         raise UserError(str(path), "its images are not all there yet", "repeat the `twofold sample` that began it")
     if path.is_file() and path.suffix == ".npz":
         images, _ = read_npz(path, "give an .npz with arr_0 uint8 (N, H, W, C)")
+        if not len(images):
+            raise UserError(str(path), "holds no images", "give some")
         return Suspects(numbered(len(images)), images)
     if made is not None and (path / "images.npz").is_file():
         images, _ = read_npz(path / "images.npz", "delete it and repeat the `twofold sample`")
         names = list(manifest.png_labels(made["request"]))
         return Suspects(names if len(names) == len(images) else numbered(len(images)), images)
     ours = made is not None or (path / "request.json").is_file()
-    store = open_store(DataSettings(source=str(path / "images" if ours and (path / "images").is_dir() else path)))
+    place = str(path / "images" if ours and (path / "images").is_dir() else path)
+    try:
+        store = open_store(DataSettings(source=place))
+    except UserError as error:  # about what was typed, and there is no size to be chosen
+        sizes = "differ in size" in error.what
+        hint = "look at one size at a time: a folder for each" if sizes else error.hint
+        raise UserError(str(path) if error.where == f"data={place}" else error.where, error.what, hint) from None
     return Suspects([store.id(i) for i in range(len(store))], store.batch(store.indices("all")))
 
 

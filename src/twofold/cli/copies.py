@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,11 +256,28 @@ def write_kept(folder: Path, given: Suspects, rows: Sequence[dict[str, Any]]) ->
     """PNGs of the images that are not flagged, under their names; returns how many. All of them, or no folder."""
     from ..generate.chunks import write_png
 
-    kept = sorted(row["_i"] for row in rows if not row["flagged"])
+    kept, names = sorted(row["_i"] for row in rows if not row["flagged"]), kept_names(given.ids)
     with atomic_folder(folder) as temporary:
         for i in kept:
-            name = Path(given.ids[i].replace(":", "_")).with_suffix(".png")
-            path = temporary / Path(*[part for part in name.parts if part not in ("..", "/")])
+            path = temporary / names[i]
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_file(path, lambda file, i=i: write_png(file, given.images[i].numpy()))  # type: ignore[misc]
     return len(kept)
+
+
+def kept_names(ids: Sequence[str]) -> list[str]:
+    """The file of each image: its id as a path that stays in the folder, ending in .png; no two alike (a.jpg, a.png)."""
+    from ..data.decode import EXTENSIONS
+
+    ending = re.compile(rf"\.({'|'.join(EXTENSIONS)})$", re.IGNORECASE)
+    names, taken = [], set()
+    for name in ids:
+        parts = [part for part in re.split(r"[/\\]", ending.sub("", name)) if part not in ("", ".", "..")]
+        plain = re.sub(r'[<>:"|?*\x00-\x1f]', "_", "/".join(parts)) or "image"
+        found, k = plain, 1
+        while found.lower() in taken:
+            k += 1
+            found = f"{plain}-{k}"
+        taken.add(found.lower())
+        names.append(f"{found}.png")
+    return names

@@ -71,19 +71,25 @@ class Masks:
 
         from ..data import BadImage
         from ..data.decode import decode_placed
-        from ..data.transform import Placing
 
         try:
             pixels, own = decode_placed(picture, self.settings.model_copy(update={"size": None}))
             if own.size != self.size[::-1]:  # not drawn for the model's images: it goes the way of its image
-                pixels, _ = decode_placed(picture, self.settings, placing)
+                pixels, _ = decode_placed(pixels, self.settings, upright(placing))
         except BadImage as error:
             hint = f"give one of the image's size, or of {self.size[0]}x{self.size[1]} (height x width)"
             raise UserError(where, str(error), hint) from None
-        assert isinstance(own, Placing)
         mask = torch.from_numpy(np.asarray(pixels) >= WHITE)[None]
         check_painted(mask, where)
         return mask
+
+
+def upright(placing: Any) -> Any:
+    """The way of an image from how it is shown: masks are drawn on what is seen, whatever EXIF turned."""
+    from ..data.transform import ORIENTATIONS
+
+    shown = placing.stored[::-1] if ORIENTATIONS[placing.orientation][3] else placing.stored
+    return placing._replace(orientation=1, stored=shown)
 
 
 def boxed(text: str, sides: list[int], size: tuple[int, int]) -> Tensor:

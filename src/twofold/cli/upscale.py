@@ -164,4 +164,6 @@ def of_source(images: str, settings: UpscaleSettings, model: Denoiser) -> Pictur
             return open_images(DataSettings(source=where))
 
     truth = None if settings.truth is None else opened(settings.truth, f"truth={settings.truth}")
-    return Pictures.of_source(opened(images, f"IMAGES {images}"), truth, settings, model)
+    found = Pictures.of_source(opened(images, f"IMAGES {images}"), truth, settings, model)
+    found.where = f"IMAGES {images}"
+    return found

@@ -45,6 +45,8 @@ def unpack(store: Store, out: Path, splits: bool | None = None, told: Told = lam
     splits: a folder for each split; None: where the source has splits of its own. told: called with (done, total).
     Raises `UserError` where `out` is there and not empty, and for classes that no folder can be called.
     """
+    if not out.name:  # "." or "/"
+        raise UserError(f"--out {out}", "is the folder that you are in, or all of them", "name a new folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}", "is not empty" if out.is_dir() else "is a file", "name a new folder")
     named = bool((store.own_splits >= 0).any())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,12 @@ def given(denoiser: Denoiser, plan: Plan, images: Tensor, seeds: Sequence[int], 
     labels = None if labels is None else padded(labels, plan.micro_batch).to(device)
     denoise = _network_dtype(guided_as_planned(denoiser, plan, labels), dtype)
     return Given(len(images), x0, draws, clipped(denoise) if plan.clip else denoise)
+
+
+def options_of_part(plan: Plan, steps: int) -> dict[str, Any]:
+    """The sampler's options for so many steps of the way: s_churn is spread over all steps of the whole way."""
+    share = steps / (len(plan.sigmas) - 1)
+    return {name: value * share if name == "s_churn" else value for name, value in plan.options.items()}
 
 
 def with_images(

@@ -27,7 +27,7 @@ from torch.nn import functional
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..settings.inpaint import JUMP, REPAINTS, SAMPLER, STEPS
-from .given import check_batch, check_images, given, padded, with_images
+from .given import check_batch, check_images, given, options_of_part, padded, with_images
 from .guidance import check_interval
 from .labels import check_labels
 from .sample import Plan, Progress, check_seeds, evaluating, plan
@@ -179,9 +179,8 @@ def walked(
     """The plan's sampler from x at sigmas[0] down, every stretch as often as the route says. Steps are counted on."""
     sampler, count, last = SAMPLERS[plan.sampler].function, 0, None
     for high, low, times in route:
-        levels, options = plan.sigmas[high : low + 1], dict(plan.options)
-        if "s_churn" in options:  # which is that of the whole way
-            options["s_churn"] *= (low - high) / (len(plan.sigmas) - 1)
+        levels = plan.sigmas[high : low + 1]
+        options = options_of_part(plan, low - high)
         back = math.sqrt(float(levels[0]) ** 2 - float(levels[-1]) ** 2)
         for k in range(times):
             x = x + back * noise() if k else x

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import UserError
-from .given import check_batch, check_images, given, with_images
+from .given import check_batch, check_images, given, options_of_part, with_images
 from .invert import strength_sigma
 from .labels import check_labels
 from .sample import Plan, Progress, check_seeds, evaluating, plan
@@ -111,7 +111,8 @@ def _varied(
         return
     x = batch.x0 + float(levels[0]) * batch.noise()
     with evaluating(denoiser, plan.guide.classifier if plan.guide else None):
-        steps = SAMPLERS[plan.sampler].function(batch.denoise, x, levels, batch.draws, **plan.options)
+        options = options_of_part(plan, len(levels) - 1)
+        steps = SAMPLERS[plan.sampler].function(batch.denoise, x, levels, batch.draws, **options)
         yield from with_images(denoiser, steps, batch.n, len(levels) - 1, previews, lambda found: found)
 
 

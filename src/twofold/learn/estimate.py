@@ -14,7 +14,7 @@ from ..run import build
 from ..settings.train import TrainSettings
 from .distilling.cost import TeacherCost, opened, teacher_cost
 from .fastest import precision
-from .needs import Needs, forward, images_besides
+from .needs import Needs, forward, images_besides, seen
 
 SOME = 8  # images that operations are counted with
 
@@ -67,7 +67,8 @@ def estimate(
     if teacher and settings.objective.kind in ("distill", "kd"):
         taught = teacher_cost(opened(settings, shape, classes), settings, shape, images)
     needs.besides += taught.memory
-    flops = passes * _forward_flops(network, shape, images_besides(settings)) * settings.train.n_images + taught.flops
+    forward_flops = _forward_flops(network, seen(settings, shape), images_besides(settings))
+    flops = passes * forward_flops * settings.train.n_images + taught.flops
     kept = 0
     if codec is not None and settings.codec is not None:
         views = 2 if (settings.data.flip if settings.codec.mirror is None else settings.codec.mirror) else 1

@@ -51,6 +51,7 @@ class Needs:
         self.trained = parameters(self.network)[1]
         self._steps: dict[int, int] = {}
         self._codings: dict[int, int] = {}
+        self._evaluations: dict[int, int] = {}
 
     def fixed(self) -> int:
         """Bytes of what is there between steps: weights, gradients, moments, average; and other models."""
@@ -63,7 +64,7 @@ class Needs:
         """Bytes at the fullest moment of a step with so many images at a time."""
         gradients = GRADIENT_BYTES * self.trained
         step = self._step(images) + (gradients if images < self.whole else 0)
-        return self.fixed() - gradients + max(step, gradients, self._decoding(images))
+        return self.fixed() - gradients + max(step, gradients, self._decoding(images), self._held_out(images))
 
     def largest(self, room: float) -> int:
         """Most images at a time, up to those asked for, that fit into so many bytes and divide the batch; 0: none."""
@@ -84,11 +85,21 @@ class Needs:
 
     def _step(self, images: int) -> int:
         if images not in self._steps:
-            call = forward(self.network, self.shape, images, images_besides(self.settings))
+            shape = seen(self.settings, self.shape)
+            call = forward(self.network, shape, images, images_besides(self.settings))
             with parametrize.cached():
                 again = images < self.whole
                 self._steps[images] = step_bytes(self.network, call, half=self.half, cpu=self.cpu, again=again)
         return self._steps[images]
+
+    def _held_out(self, images: int) -> int:
+        """Bytes of looking at held-out images, where those are larger than what is trained on."""
+        if seen(self.settings, self.shape) == self.shape:
+            return 0
+        if images not in self._evaluations:
+            call = forward(self.network, self.shape, images)
+            self._evaluations[images] = step_bytes(self.network, call, half=self.half, cpu=self.cpu, backward=False)
+        return self._evaluations[images]
 
     def _decoding(self, images: int) -> int:
         """Bytes of an autoencoder's largest maps: it encodes before training or in it, and decodes previews."""
@@ -117,6 +128,12 @@ def forward(network: nn.Module, shape: tuple[int, int, int], images: int, beside
     if hasattr(network, "both") and network.head is not None:
         return lambda: network.both(x, c_noise, None, images, every)  # type: ignore[operator]
     return lambda: network(x, c_noise)
+
+
+def seen(settings: TrainSettings, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of what a step computes on, of x0 (C, H, W): itself, or the squares of super-resolution."""
+    side = getattr(settings.objective, "crop", None)
+    return (shape[0], side, side) if side else shape
 
 
 def images_besides(settings: TrainSettings) -> float:

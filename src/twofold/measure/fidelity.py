@@ -43,7 +43,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     mx, my = mean(x), mean(y)
     vx, vy, xy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     same = (2 * mx * my + C1) * (2 * xy + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
-    return same.reshape(n, -1).mean(1)
+    return same.unflatten(0, (n, c)).flatten(1).mean(1)
 
 
 def _window(side: int, device: torch.device) -> Tensor:

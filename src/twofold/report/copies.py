@@ -36,7 +36,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     share, n, rate = result["flagged"]["share"], result["images"], result["rate"]
     count, (low, _) = result["flagged"]["images"], result["flagged"]["interval"]
     if count == 0:
-        text = f"None of the {n:,} images is suspiciously near to a training image."
+        which = f"None of the {n:,} images is" if n > 1 else "The image is not"
+        text = f"{which} suspiciously near to a training image."
     elif low > rate:
         text = f"{count:,} of {n:,} images ({percent(share)}) are too near to a training image to be new: look at them."
     else:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Container, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ OURS = ["settings.yaml", "model.safetensors", "result.json", "codec/*.json", "co
 OURS += ["probe.safetensors", ENCODED, "README.md"]
 ANY = ["*.json", "*.yaml", "*.safetensors", "README.md"]
 NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack"]
+# what an upload may have written: of an earlier one nothing stays that the new one has not
+WRITTEN = ["settings.yaml", "model.safetensors", "result.json", "codec/*", "model_index.json"]
+WRITTEN += [f"{part}/*" for part in ("unet", "transformer", "scheduler", "vae", "vqvae")]
 LOGIN = "log in (hf auth login) or set HF_TOKEN to a token that may write"
 
 
@@ -94,21 +99,33 @@ def check_push() -> str:
 def push(folder: Path, repo: str, private: bool) -> str:
     """Uploads the folder in one commit, to a new repository or as the next version of one; returns its address.
 
+    Of an earlier upload's files those that are not in the folder are deleted in the same commit: they hold another model.
     Raises `UserError` where the hub refuses, and where a repository that everybody can see would get what is private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api: Any = HfApi()
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    operations: list[Any] = [CommitOperationAdd(name, file) for name, file in files.items()]
     try:
         if api.repo_exists(repo):
             if private and not api.model_info(repo).private:
                 what = "is there and everybody can see it"
                 raise UserError(f"repo={repo}", what, "say private=false to publish there, or give another name")
+            operations += [CommitOperationDelete(name) for name in outdated(api.list_repo_files(repo), files)]
         else:
             api.create_repo(repo, private=private)
-        done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A model from twofold")
+        done = api.create_commit(repo_id=repo, operations=operations, commit_message="A model from twofold")
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"repo={repo}", f"the hub refused ({first_line(error)[:200]})", LOGIN) from None
     return str(getattr(done, "repo_url", None) or done.commit_url)
+
+
+def outdated(there: Iterable[str], files: Container[str]) -> list[str]:
+    """Of the files there those that an earlier upload wrote and this one does not replace; none where there was none."""
+    known = list(there)
+    if "settings.yaml" not in known:  # somebody else's
+        return []
+    return [name for name in known if name not in files and any(fnmatch(name, pattern) for pattern in WRITTEN)]

@@ -37,8 +37,8 @@ class Limits:
     bytes of a body. seconds: in which it must have arrived. failed: told of mistakes of our own, after which the
     connection goes on as after any other answer.
 
-    What is refused before it was read is read all the same, and forgotten at once, up to a limit: who closes a connection
-    that still brings something takes the answer away with it.
+    What is refused before it was read is read all the same, up to a limit, and forgotten at once: who closes a
+    connection that still brings something takes the answer away with it.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class _Body:
             raise Refused(408, "request", "did not arrive in time", "send it faster, or a smaller one") from None
         self.left = max(0.0, self.left - (clock.time() - start))
         more = len(message.get("body", b""))
+        self.complete = not message.get("more_body", False)
         self.total += more
         self.limits.held += more
         if self.total > self.limits.most:
             raise _too_much(self.limits.most)
         if self.limits.held > TOGETHER * self.limits.most:
             raise Refused(503, "server", "holds as many pictures as it can", "try again a little later", 1)
-        self.complete = not message.get("more_body", False)
         if self.complete:
             self.scope[ARRIVED] = time.monotonic()
         return message

@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
             app,
             http=impatient(limits.upload + GRACE),
             ws="none",
-            log_level="warning",
+            log_level="error",
             access_log=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=math.ceil(limits.upload + limits.deadline + GRACE),
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._asked is not None:
             self.force_exit = True
-            asyncio.get_running_loop().call_later(1.0, os._exit, FORCED)  # a device may be in the middle of something
+            asyncio.get_running_loop().call_later(1.0, os._exit, FORCED)  # whatever else is waited for
             return
         self._asked = sig
         self.service.ready = False
@@ -127,7 +127,8 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, sock: socket.socket, drain: float = 0.0, started: Callable[[], None] = lambda: None) -> int:
-    """Serves until it is told to stop. started: called when requests are taken. Returns the exit code."""
+    """Serves until it is told to stop. started: called when requests are taken. Returns the exit code, and does not
+    return where it was told twice."""
     server = Server(app, drain)
 
     async def serve() -> None:
@@ -139,4 +140,6 @@ def run(app: FastAPI, sock: socket.socket, drain: float = 0.0, started: Callable
         await task
 
     asyncio.run(serve())
-    return FORCED if server.force_exit else 0
+    if server.force_exit:
+        os._exit(FORCED)  # Python would take down its modules around a thread that still computes, and crash
+    return 0

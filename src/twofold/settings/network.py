@@ -65,7 +65,9 @@ class UNetSettings(Settings):
         "default", description="PyTorch's initialisation, zero output convolutions (ADM), or EDM's"
     )
     checkpoint: bool = Field(
-        False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
+        False,
+        exclude_if=lambda value: not value,  # older settings keep their hash
+        description="keep a block's input alone and compute it anew in the backward pass: less memory, slower",
     )
     head: TapHeadSettings | None = Field(None, description="classifier head of a joint model; null = none")
     low_factor: Literal[2, 4, 8] | None = Field(
@@ -103,7 +105,9 @@ class DiTSettings(Settings):
     norm_eps: float = Field(1e-6, gt=0, description="epsilon of the layer norms")
     mlp_norm_eps: float | None = Field(None, gt=0, description="that before the MLP; null = norm_eps")
     checkpoint: bool = Field(
-        False, description="keep a block's input alone and compute it anew in the backward pass: less memory, slower"
+        False,
+        exclude_if=lambda value: not value,  # older settings keep their hash
+        description="keep a block's input alone and compute it anew in the backward pass: less memory, slower",
     )
 
     @model_validator(mode="after")

@@ -14,18 +14,17 @@ import math
 import torch
 from torch import Tensor
 
+from ...measure.fidelity import psnr
 from ...networks.autoencoder import AutoencoderModel
 from ...settings.train import Autoencoding
 from ..batches import U_FLIP, Batch
 from .base import Objective
 
-BEST_PSNR = 100.0  # decibels, of an image that comes back exactly
-
 
 class AutoencoderObjective(Objective):
     """forward(batch) -> loss per image (B,). It measures on held-out images
 
-    psnr    10 log10(255^2 / mean squared error) of the uint8 image that comes back, in decibels
+    psnr    of the uint8 image that comes back, in decibels, see `measure.fidelity`
     kl      in nats per image
     """
 
@@ -55,8 +54,8 @@ class AutoencoderObjective(Objective):
 
     def measure(self, batch: Batch) -> Tensor:
         x0_hat, mean, logvar = self.model(self.model.codec.encode(batch.images))
-        off = self.model.codec.decode(x0_hat).double() - batch.images.double()
-        return torch.stack([psnr(off), divergence(mean, logvar).double()], 1)
+        back = self.model.codec.decode(x0_hat)
+        return torch.stack([psnr(back, batch.images), divergence(mean, logvar).double()], 1)
 
     def pictures(self, batch: Batch) -> Tensor:
         """Each image and beside it what comes back of it: 2N images."""
@@ -67,9 +66,3 @@ class AutoencoderObjective(Objective):
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """(B,): Kullback-Leibler divergence of normals with these moments from a standard one, in nats."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
-
-
-def psnr(off: Tensor) -> Tensor:
-    """(B,) decibels of differences (B, ...) in uint8 levels."""
-    error = off.flatten(1).square().mean(1).clamp(min=255**2 * 10 ** (-BEST_PSNR / 10))
-    return 10 * torch.log10(255**2 / error)

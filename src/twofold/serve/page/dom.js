@@ -31,7 +31,9 @@ export function picture(src, alt) {
 
 export const pngUrl = (base64) => `data:image/png;base64,${base64}`;
 export const percent = (share) => `${(100 * share).toFixed(Math.abs(share - 0.5) > 0.49 ? 1 : 0).replace(/\.0$/, "")} %`;
-export const sure = (label, probability) => (probability === null ? label : `${label} (${percent(probability)})`);
+/** What is seen: a class, or the attributes that are there, "a;b". */
+export const seen = (label) => label.replaceAll(";", ", ") || "nothing it knows";
+export const sure = (label, probability) => (probability === null ? seen(label) : `${label} (${percent(probability)})`);
 export const named = (label) => (label === null || label === undefined ? "no class" : `class ${label}`);
 
 /** Fills a <select>; values are strings; the chosen one stays chosen if it is still there. */

@@ -2,7 +2,7 @@
 
 import { getJson, pathOf } from "./api.js";
 import { curl, offerCommand } from "./command.js";
-import { byId, fileName, fillSelect, offerDownload, percent, pngUrl, show } from "./dom.js";
+import { byId, fileName, fillSelect, offerDownload, percent, pngUrl, seen, show } from "./dom.js";
 import { base64 } from "./source.js";
 import { Work } from "./work.js";
 
@@ -28,14 +28,15 @@ export function editSection(source) {
     look();
     const { before, after, reached } = found;
     const chances = `${found.to} had ${percent(before.probability)} and has ${percent(after.probability)}`;
-    const story = `It was seen as ${before.label}, now as ${after.label}: ${chances}.`;
+    const story = `It was seen as ${seen(before.label)}, now as ${seen(after.label)}: ${chances}.`;
     work.say(reached ? story : `It did not get to ${found.to}. ${story}`);
   }
 
   function look() {
     const index = Number(slider.value);
     const { share, p_target: probability, label, png } = frames[index];
-    at.textContent = `${percent(share)} of the change: seen as ${label}, ${to.value} with ${percent(probability)}`;
+    const goal = `${to.value} has ${percent(probability)}`;
+    at.textContent = `${percent(share)} of the change: seen as ${seen(label)}; ${goal}`;
     slider.setAttribute("aria-valuetext", at.textContent);
     show(img, pngUrl(png), `Image after ${at.textContent}`);
     offerDownload(byId("edit-save"), pngUrl(png), fileName("edit", to.value, `${index}of${frames.length - 1}`) + ".png");
@@ -59,7 +60,8 @@ export function editSection(source) {
     use(m) {
       model = m;
       const names = m.answers.length ? m.answers : m.classes;
-      fillSelect(to, names.map((name) => [String(name), String(name)]));
+      const goals = m.multi_label ? names.flatMap((name) => [name, `not ${name}`]) : names; // attributes come and go
+      fillSelect(to, goals.map((name) => [String(name), String(name)]));
       refreshCommand();
     },
     taken() {

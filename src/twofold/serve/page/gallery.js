@@ -1,7 +1,7 @@
 // Gallery: some images of every class, a row each, made a few classes at a time.
 
 import { getJson, pathOf } from "./api.js";
-import { byId, make, named, picture, pngUrl } from "./dom.js";
+import { byId, fillSelect, make, named, picture, pngUrl } from "./dom.js";
 import { Slider } from "./slider.js";
 import { Work } from "./work.js";
 
@@ -17,18 +17,22 @@ export function galleryPanel({ settings, labels: all, open }) {
   const each = new Slider("gallery-n", refresh);
   const seed = new Slider("gallery-seed", refresh);
   let model = null;
-  let made = ""; // what the rows show, complete
+  const from = byId("gallery-from");
+  let made = []; // the rows that are complete
+  let of = ""; // how their images were asked for
   let wanted = ROWS;
 
-  const labels = () => (all().length ? all().slice(0, wanted) : [null]);
-  const request = () => JSON.stringify([model.name, labels(), each.value, seed.value, settings()]);
+  const first = () => Number(from.value || 0);
+  const labels = () => (all().length ? all().slice(first(), first() + wanted) : [null]);
+  const request = () => JSON.stringify([model.name, all(), first(), each.value, seed.value, settings()]);
+  const done = () => of === request() && made.length === labels().length;
 
   async function run(signal) {
-    const asked = request();
-    made = "";
-    const empty = labels().map(emptyRow);
-    rows.replaceChildren(...empty.map((row) => row.section));
-    more.hidden = wanted >= all().length;
+    if (of !== request()) made = [];
+    of = request();
+    const empty = labels().slice(made.length).map(emptyRow);
+    rows.replaceChildren(...[...made, ...empty].map((row) => row.section));
+    more.hidden = first() + wanted >= all().length;
     const seeds = Array.from({ length: each.value }, (_, i) => seed.value + i);
     const together = Math.max(1, Math.floor(Math.min(TOGETHER, model.limits.images) / each.value));
     for (let at = 0; at < empty.length; at += together) {
@@ -40,9 +44,9 @@ export function galleryPanel({ settings, labels: all, open }) {
       for (const [i, { strip }] of part.entries()) {
         strip.replaceChildren(...images.slice(i * each.value, (i + 1) * each.value).map(button));
       }
+      made.push(...part);
     }
-    made = asked;
-    work.say(`${empty.length * each.value} images. Choose one to open it in Generate.`);
+    work.say(`${made.length * each.value} images. Choose one to open it in Generate.`);
   }
 
   function emptyRow(label) {
@@ -59,6 +63,10 @@ export function galleryPanel({ settings, labels: all, open }) {
     return element;
   }
 
+  from.addEventListener("change", () => {
+    wanted = ROWS;
+    work.run(run);
+  });
   more.addEventListener("click", () => {
     wanted += ROWS;
     work.run(run);
@@ -70,11 +78,16 @@ export function galleryPanel({ settings, labels: all, open }) {
     use(m) {
       model = m;
       wanted = ROWS;
-      made = "";
+      made = [];
+      from.replaceChildren();
       each.atMost(Math.min(12, m.limits.images));
       rows.replaceChildren();
     },
-    show: () => made === request() || work.run(run),
+    show() {
+      fillSelect(from, all().map((name, i) => [String(i), name])); // who guides decides which classes there are
+      byId("gallery-from-control").hidden = all().length <= ROWS;
+      if (!done()) work.run(run);
+    },
     hide: () => work.stop(),
   };
 }

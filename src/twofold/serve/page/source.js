@@ -42,6 +42,7 @@ export class Source {
     this.blob = file;
     this.name = name ?? file.name ?? "image.png";
     this.url = URL.createObjectURL(file);
+    this.#name(file);
     this.img.onerror = () => (this.img.hidden = true); // the server says what is wrong with it
     show(this.img, this.url, `Your image, ${this.name}`);
     this.taken(file);
@@ -52,6 +53,14 @@ export class Source {
     const form = new FormData();
     form.append("images", this.blob, this.name);
     return form;
+  }
+
+  /** The field says which image it is, also where it was dropped, pasted or handed over. */
+  #name(file) {
+    if (this.input.files[0] === file) return;
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([file], this.name, { type: file.type }));
+    this.input.files = transfer.files;
   }
 
   #over(event, inside) {
