@@ -160,8 +160,9 @@ class _Parser(argparse.ArgumentParser):
 
             key = name.replace("-", "_")
             paths = [path for path, _ in settings_of(model)]
-            found = next((path for path in paths if key in (path, path.rpartition(".")[2])), None)
-            if found:
+            meant = [path for path in paths if key in (path, path.rpartition(".")[2])]
+            if meant:
+                found = min(meant, key=lambda path: path.count("."))  # what a run has before what a part of it has
                 return f"settings have no dashes: {found}={value if equals else '...'}"
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         return nearest(f"--{name}", options)

@@ -258,7 +258,7 @@ class TrainSettings(Settings):
             hint = "leave codec out and set objective.kind=denoising and objective.augment_probability=0"
             raise ValueError(f"network.low_factor={factor} is for super-resolution of pixels; {hint}")
         if factor and self.data.crop_area != (1.0, 1.0):
-            hint = "and enlarged images are blurred; leave it out (objective.crop cuts parts and leaves them as they are)"
+            hint = "and such images are blurred; leave it out (objective.crop cuts parts as they are)"
             raise ValueError(f"data.crop_area enlarges what it crops, {hint}")
         if objective.crop and (not factor or objective.crop % factor):
             raise ValueError(f"objective.crop={objective.crop} needs network.low_factor, and to be a multiple of it")
