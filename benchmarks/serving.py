@@ -169,7 +169,7 @@ def compare(run: str, arguments: argparse.Namespace, litserve: str | None) -> di
 
 
 def _ratios(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """How many times better a is, by the clock and by processor time, which other work on the machine hardly touches."""
+    """How many times better a is, by the clock and by processor time, which other work hardly touches."""
     found = {}
     for what, key, up in (("clock", "images_per_second", True), ("processor", "processor_ms", False)):
         each = [x[key] / y[key] if up else y[key] / x[key] for x, y in zip(a, b, strict=True)]

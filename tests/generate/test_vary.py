@@ -77,7 +77,9 @@ def test_churn_is_that_of_the_whole_way() -> None:
     made = plan(model, "heun", 8, s_churn=2.0)
     part = options_of_part(made, 4)
     assert part["s_churn"] / 4 == made.options["s_churn"] / 8
-    assert {k: v for k, v in part.items() if k != "s_churn"} == {k: v for k, v in made.options.items() if k != "s_churn"}
+    assert {k: v for k, v in part.items() if k != "s_churn"} == {
+        k: v for k, v in made.options.items() if k != "s_churn"
+    }
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, "much", float("nan")])

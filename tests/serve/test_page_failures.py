@@ -239,7 +239,7 @@ def test_attributes_have_no_one_probability(begun: Callable[..., Any]) -> None:
         server.answers["models/toy/classify"] = lambda _: answer(several)
 
     page, _ = begun(change=change)
-    page.locator("#seen", has_text="The model sees in it: Smiling;Young").wait_for()
+    page.locator("#seen", has_text="The model sees in it: Smiling, Young").wait_for()
     assert "%" not in page.inner_text("#seen")
 
 
@@ -263,3 +263,72 @@ def test_large_images_are_shown_smoothly(begun: Callable[..., Any]) -> None:
         content = base64.b64decode(png(50, size))
         page.set_input_files("#recognize-file", {"name": "x.png", "mimeType": "image/png", "buffer": content})
         page.locator(f"#recognize-drop img{'.crisp' if crisp else ':not(.crisp)'}").wait_for()
+
+
+def test_a_thousand_classes_are_reached_and_none_is_made_twice(begun: Callable[..., Any]) -> None:
+    names = [f"kind {k}" for k in range(1000)]
+
+    def made(request: Any) -> Any:
+        asked = request.post_data_json
+        if "seeds" not in asked:
+            return generated(request)
+        rows = zip(asked["seeds"], asked["label"], strict=True)
+        return answer({"images": [{"seed": s, "label": n, "png": png(9)} for s, n in rows], "seconds": 0.1})
+
+    def change(server: MadeUp) -> None:
+        server.answers[GENERATE] = made
+
+    page, server = begun(model(classes=names, answers=[], abilities=["generate"]), change=change)
+    finished(page)
+    page.click("#tab-gallery")
+    page.locator("#gallery:not([aria-busy]) .told", has_text="40 images").wait_for()
+    page.click("#gallery-more")
+    page.locator("#gallery:not([aria-busy]) .told", has_text="80 images").wait_for()
+    asked = [name for body in server.of("generate") for name in dict.fromkeys(body["label"]) if "seeds" in body]
+    assert asked == names[:20], "each once"
+    page.click("#tab-generate")
+    page.click("#tab-gallery")
+    page.select_option("#gallery-from", label="kind 995")
+    page.locator("#gallery:not([aria-busy]) .told", has_text="20 images").wait_for()
+    assert page.locator("#gallery h3").all_inner_texts() == names[995:]
+    assert page.locator("#gallery-more").is_hidden()
+    page.get_by_role("button", name="class kind 997, seed 2").click()
+    finished(page)
+    assert (page.input_value("#label"), page.input_value("#seed-exact")) == ("kind 997", "2")
+
+
+def test_attributes_can_come_and_go(begun: Callable[..., Any]) -> None:
+    frames = [{"share": share, "p_target": share, "label": "", "png": png(9)} for share in (0, 1)]
+    ends = {"before": {"label": "smiling;young", "probability": 0}, "after": {"label": "", "probability": 1}}
+
+    def change(server: MadeUp) -> None:
+        server.answers["models/toy/edit"] = lambda _: answer(
+            {"to": "not young", "reached": True, **ends, "frames": frames}
+        )
+
+    page, server = begun(
+        model(answers=["smiling", "young"], multi_label=True, abilities=["edit"]), change=change, where="#change"
+    )
+    file = {"name": "my.png", "mimeType": "image/png", "buffer": base64.b64decode(png(9))}
+    page.set_input_files("#change-file", file)
+    assert page.locator("#edit-to option").all_inner_texts() == ["smiling", "not smiling", "young", "not young"]
+    page.select_option("#edit-to", "not young")
+    page.get_by_role("button", name="Find the change").click()
+    page.locator("#edit .told", has_text="seen as smiling, young, now as nothing it knows").wait_for()
+    assert server.of("edit")[0]["to"] == "not young"
+    assert "2 attributes" in page.inner_text("#facts")
+
+
+def test_answers_do_not_need_the_training_images(begun: Callable[..., Any]) -> None:
+    """Where every class is tried in turn what is quick comes first, and its failure stops nothing."""
+
+    def change(server: MadeUp) -> None:
+        server.answers["models/toy/neighbours"] = lambda _: refusal(404, "neighbours", "not on this machine", "")
+
+    abilities = ["classify", "neighbours"]
+    page, server = begun(model(answers_by="zero-shot", abilities=abilities), change=change, where="#recognize")
+    file = {"name": "my.png", "mimeType": "image/png", "buffer": base64.b64decode(png(9))}
+    page.set_input_files("#recognize-file", file)
+    page.locator("#recognize .problem", has_text="neighbours: not on this machine").wait_for()
+    assert page.locator("#answers li").count() == 2
+    assert [path for path, _ in server.asked][-2:] == ["models/toy/neighbours", "models/toy/classify"]

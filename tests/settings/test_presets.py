@@ -23,14 +23,21 @@ from twofold.settings.teaching import TeachingSettings
 from twofold.settings.train import TrainSettings
 
 MINIMAL = "data: digits\n"
+# presets for one's own images, which leave the source open, so that nobody trains on digits by mistake
+OWN_IMAGES = {
+    *("images-32", "images-64", "finetune", "lora", "noisy-mlp", "latent-128", "latent-256", "sr-x2", "sr-x4"),
+    *("autoencoder-kl-f8", "autoencoder-128", "autoencoder-256"),
+    *("iddm-64", "iddm-anime", "iddm-neu", "iddm-nrsd", "iddm-wood"),
+}
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_complete_and_says_what_it_is(name: str) -> None:
     preset = open_preset(name)
-    # presets for one's own images leave the source open, so that nobody trains on digits by mistake
-    without = name.startswith("images-") or name in ("finetune", "lora", "noisy-mlp", "autoencoder-kl-f8")
-    own = [("test", {"data": {"source": "photos"}})] if without else []
+    own = [("test", {"data": {"source": "photos"}})] if name in OWN_IMAGES else []
+    if name in OWN_IMAGES:
+        with pytest.raises(UserError, match=r"data(\.source)?: not set"):
+            resolve(TrainSettings, preset.layers)
     if name == "latent-fashion-mini":  # whose autoencoder is one's own, too
         own = [("test", {"codec": {"source": "runs/autoencoder"}})]
     found, origin = resolve(TrainSettings, [*preset.layers, *own])

@@ -266,7 +266,7 @@ def write_kept(folder: Path, given: Suspects, rows: Sequence[dict[str, Any]]) ->
 
 
 def kept_names(ids: Sequence[str]) -> list[str]:
-    """The file of each image: its id as a path that stays in the folder, ending in .png; no two alike (a.jpg, a.png)."""
+    """The file of each image: its id as a path that stays in the folder, ending in .png; no two alike."""
     from ..data.decode import EXTENSIONS
 
     ending = re.compile(rf"\.({'|'.join(EXTENSIONS)})$", re.IGNORECASE)

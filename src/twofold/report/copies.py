@@ -50,8 +50,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
             odds = f"{space['nearer']:.2f} ({low:.2f} to {high:.2f}; 0.5 is none the nearer)"
             lines.append(
                 f"As a whole they lie nearer to the training images than new real images do (by {name}): of two, "
-                f"one of either, the generated one is nearer with probability {odds}. That is overfitting, even where nothing "
-                "is flagged."
+                f"one of either, the generated one is nearer with probability {odds}. That is overfitting, even where "
+                "nothing is flagged."
             )
     return lines
 

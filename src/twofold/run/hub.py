@@ -99,8 +99,9 @@ def check_push() -> str:
 def push(folder: Path, repo: str, private: bool) -> str:
     """Uploads the folder in one commit, to a new repository or as the next version of one; returns its address.
 
-    Of an earlier upload's files those that are not in the folder are deleted in the same commit: they hold another model.
-    Raises `UserError` where the hub refuses, and where a repository that everybody can see would get what is private.
+    Of an earlier upload's files those that are not in the folder are deleted in the same commit: they hold another
+    model. Raises `UserError` where the hub refuses, and where a repository that everybody can see would get what is
+    private.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -124,7 +125,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
 
 
 def outdated(there: Iterable[str], files: Container[str]) -> list[str]:
-    """Of the files there those that an earlier upload wrote and this one does not replace; none where there was none."""
+    """Of the files there those that an earlier upload wrote and this one does not replace."""
     known = list(there)
     if "settings.yaml" not in known:  # somebody else's
         return []

@@ -52,13 +52,13 @@ function choose(model) {
   else tabs.open(name);
 }
 
-function facts({ kind, shape, classes, answers, parameters, data }) {
+function facts({ kind, shape, classes, answers, multi_label: several, parameters, data }) {
   const [channels, height, width] = shape;
   const names = classes.length || answers.length;
   return [
     `${kind} model`,
     `${width}×${height} ${channels === 1 ? "grey" : "colour"}`,
-    names ? `${names} classes` : "no classes",
+    names ? `${names} ${several ? "attributes" : "classes"}` : "no classes",
     `${Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(parameters)} parameters`,
     data ? `trained on ${data}` : "",
   ].filter(Boolean).join(" · ");

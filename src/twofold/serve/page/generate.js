@@ -8,6 +8,7 @@ import { Work } from "./work.js";
 
 const SEEDS = 2 ** 31;
 const GUIDES = [["representations", "its representations"], ["own", "its own classifier"]]; // the first is the better one
+const PATIENT = 1.5; // seconds an image may take where judging it tries every class, which takes as long as many images
 const FINE_STEPS = 100; // up to which the slider goes; the number beside it takes more
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -27,6 +28,7 @@ export function generatePanel({ models, send }) {
   const refreshCommand = offerCommand(byId("generate-command"), () => command());
   let model = null;
   let shown = null; // what the picture shows, as in the answer, or null while none is done
+  let took = 0; // seconds of computation of that picture
   let past = []; // the previews: {step, steps, sigma, src}
 
   /** The request's settings without seed and label; other panels generate with the same. */
@@ -72,6 +74,7 @@ export function generatePanel({ models, send }) {
 
   function done({ images, seconds }) {
     shown = images[0];
+    took = seconds;
     const src = pngUrl(shown.png);
     const last = past.at(-1);
     past.push({ step: last?.of ?? steps.value, of: last?.of ?? steps.value, sigma: 0, src });
@@ -98,7 +101,8 @@ export function generatePanel({ models, send }) {
   /** What the model itself, or another that is served and takes such images, recognizes in it. */
   async function judge(signal) {
     const able = (m) => m.abilities.includes("classify") && String(m.shape) === String(model.shape);
-    const by = able(model) ? model : models.find(able);
+    const candidates = [model, ...models].filter((m) => able(m) && (m.answers_by !== "zero-shot" || took < PATIENT));
+    const by = candidates[0];
     if (!by) return;
     const answer = await getJson(pathOf(by, "classify"), { json: { images: [shown.png] }, signal, say: work.say });
     const { label: seen, probability } = answer.predictions[0]; // without a probability: several attributes

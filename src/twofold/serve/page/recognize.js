@@ -26,11 +26,22 @@ export function recognizePanel() {
   async function run(signal) {
     clear();
     refreshCommand();
+    const slow = model.answers_by === "zero-shot"; // one class after the other is tried
+    const parts = { classify, embed, neighbours };
+    const order = slow ? ["embed", "neighbours", "classify"] : ["classify", "embed", "neighbours"];
     work.say("Looking at it ...");
-    if (can("classify")) await classify(signal);
-    if (can("embed")) await embed(signal);
+    let failure = null;
+    for (const name of order.filter(can)) {
+      if (slow && name === "classify") work.say("Trying every class; this may take a while ...");
+      try {
+        await parts[name](signal);
+      } catch (error) {
+        if (name !== "neighbours" || signal.aborted) throw error;
+        failure = error; // the training images may be missing; the rest does not need them
+      }
+    }
     if (!can("classify")) work.say("Done.");
-    if (can("neighbours")) await neighbours(signal);
+    if (failure) throw failure;
   }
 
   async function classify(signal) {
