@@ -44,7 +44,9 @@ SOURCES = {"finetune": "digits", "lora": "digits", "noisy-mlp": "digits", "noisy
 STRIDES = {"latent-fashion-mini": 4}  # pixels per latent of presets with an autoencoder, 8 for the others
 LARGEST = 64  # pixels of the images that are trained on for two steps
 ATTENDS_EVERYWHERE = 16  # likewise, where full resolution attends
-LARGER = {"latent-256": 128}  # where levels that attend need more
+SIDES = {"latent-256": 128}  # where levels that attend need more
+SIDES |= dict.fromkeys(("autoencoder-kl-f8", "autoencoder-128", "autoencoder-256"), 32)  # where two steps take long
+SIDES |= {f"iddm-{name}": 32 for name in ("64", "cifar10", "neu", "nrsd", "wood", "anime")}
 OWN_IMAGES = ("images-", "autoencoder-kl", "autoencoder-1", "autoencoder-2", "latent-1", "latent-2", "sr-x")
 
 WITHOUT_DATA = ("finetune", "lora", "noisy-mlp")  # they take that of the run
@@ -150,7 +152,7 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
     settings = settings_of(name)
     channels, height, width = shape_of(settings)
-    largest = LARGER.get(name, LARGEST)
+    largest = SIDES.get(name, LARGEST)
     shape = (channels, min(height, largest), min(width, largest))
     change = narrowed(settings, shape)
     if name in SOURCES:

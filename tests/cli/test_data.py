@@ -89,7 +89,7 @@ def test_a_broken_file_is_an_error_or_is_listed(folder: Path, capsys: pytest.Cap
         (["labels", "digits", "--out", "x", "per_class=2", "seed=-1"], "seed=-1: is not a whole number from 0 on"),
         (["labels", "digits", "--out", "x", "per_class=999"], "per_class=999: the smallest class has "),
         (["labels", "digits", "--out", ".", "per_class=2"], "--out .: is a folder; name the file to write"),
-        (["pack"], "twofold data: SOURCE is missing; usage: twofold data pack|describe|split|labels SOURCE"),
+        (["pack"], "twofold data: SOURCE is missing; usage: twofold data pack|describe|split|labels|unpack SOURCE"),
     ],
 )
 def test_mistakes(words: list[str], start: str, capsys: pytest.CaptureFixture[str]) -> None:

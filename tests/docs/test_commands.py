@@ -12,7 +12,13 @@ from .not_run import reason_not_run
 from .reading import ROOT, Command, commands, pages
 from .running import Failed, run
 
-WITH_COMMANDS = [page for page in pages() if commands(page)]
+SLOW = (  # their verbs run on other pages too
+    *("docs/guides/joint-diffusion.md", "docs/guides/ddae.md", "docs/guides/dpt.md", "docs/migration/ddae.md"),
+    *("docs/metrics.md", "docs/scale.md", "docs/distill.md", "docs/latents.md", "docs/tasks.md"),
+)
+WITH_COMMANDS = [
+    pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in pages() if commands(page)
+]
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS)

@@ -28,6 +28,14 @@ def test_rows_and_columns_have_their_sums(
     torch.testing.assert_close(p.sum(0), n * share, atol=0, rtol=1e-6)
 
 
+def test_differences_of_thousands_of_temperatures() -> None:
+    """Where Newton's steps are lost in rounding."""
+    logits = 20 * torch.randn(28, 3, generator=torch.Generator().manual_seed(291611756))
+    torch.testing.assert_close(
+        balanced(logits, None, 0.05).sum(0), torch.full((3,), 28 / 3).double(), atol=0, rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_it_is_what_sinkhorn_converges_to(temperature: float) -> None:
     random = np.random.default_rng(0)
