@@ -95,7 +95,7 @@ def test_the_same_command_again_continues(
         assert (straight / name).read_bytes() == (out / name).read_bytes()
     capsys.readouterr()
     assert main([*words, "strength=0.9"]) == 2
-    assert "holds other images: strength: 0.5 -> 0.9; choose another --out" in capsys.readouterr().err
+    assert "holds other varied images: strength: 0.5 -> 0.9; choose another --out" in capsys.readouterr().err
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "x").write_text("mine")
     assert main([*words[:-1], str(tmp_path / "file")]) == 2

@@ -149,7 +149,7 @@ def test_other_images_in_the_same_folder(
 ) -> None:
     upscale(run, photos, "steps=2", "--out", tmp_path / "out")
     upscale(run, photos, "steps=3", "--out", tmp_path / "out", code=2)
-    assert "holds other images: steps" in capsys.readouterr().err
+    assert "holds other upscaled images: steps" in capsys.readouterr().err
 
 
 def test_bad_images_may_be_left_out(run: Path, photos: Path, tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from ..files import atomic_bytes, atomic_file, atomic_json
 from ..settings.edit import EditSettings
+from .begun import DONE, begin, read_note, read_picture, stem_of
 from .tablefile import TableFile
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from ..report.edits import Listed
 
 SHOWN = 20  # edits in the overview
-DONE = ".done"  # one file a finished batch: its rows
 
 
 def row_of(
@@ -91,23 +89,7 @@ class Folder:
         self.shown: list[Listed] = []
         self._stems: set[str] = set()
         self._computed = False
-        request = path / "request.json"
-        if request.is_file():
-            self._check_same(_read(request))
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(str(path), "is there, and no folder of edits", "choose another --out")
-        for name in ("edited", "difference", "figures", DONE):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        atomic_json(request, facts)
-
-    def _check_same(self, old: dict[str, Any]) -> None:
-        from ..generate.manifest import differences
-
-        flat = [{**facts, **facts.get("settings", {}), "settings": None} for facts in (old, self.facts)]
-        changed = differences(*flat)
-        if changed:
-            hint = "choose another --out, or the settings it was begun with"
-            raise UserError(str(self.path), f"holds other edits: {'; '.join(changed)}", hint)
+        begin(path, facts, "edits", ("edited", "difference", "figures"))
 
     def first(self, part: Streamed) -> Streamed:
         """Without what goes beyond `n`."""
@@ -121,7 +103,7 @@ class Folder:
 
     def kept(self, part: Streamed) -> list[dict[str, Any]] | None:
         """The rows of this batch, if it was finished before, with the same pixels."""
-        found = _read(self._file()) if self._file().is_file() else None
+        found = read_note(self._file()) if self._file().is_file() else None
         return found["rows"] if found and found["pixels"] == _pixels(part) else None
 
     def add(self, part: Streamed, rows: list[dict[str, Any]]) -> None:
@@ -140,7 +122,7 @@ class Folder:
         """An edit as the overview shows it."""
         from ..report.edits import Listed
 
-        edited = _read_png(self.path / "edited" / f"{row['file']}.png", image)
+        edited = read_picture(self.path / "edited" / f"{row['file']}.png", len(image))
         before, after = (self.answer(row, when) for when in ("before", "after"))
         p = [row.get(f"p_judge_{when}", row[f"p_{when}"]) for when in ("before", "after")]
         lines = (verdict(row), f"{before} → {after}", f"p(target) {p[0]:.2f} → {p[1]:.2f}")
@@ -158,15 +140,8 @@ class Folder:
         return JOIN.join(name if name in there else ABSENT + name for name in self.attributes)
 
     def stem(self, name: str) -> str:
-        """What the pictures of an image are called: its id without what files cannot be called, and no name twice."""
-        plain = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("._") or "image"
-        found, k = plain, 1
-        while found in self._stems:
-            k += 1
-            found = f"{plain}-{k}"
-        self._stems.add(found)
-        return found
+        """What the pictures of an image are called."""
+        return stem_of(name, self._stems)
 
     def given(self, label: int) -> dict[str, str]:
         """The image's own label, where the source has labels."""
@@ -232,20 +207,3 @@ def _pixels(part: Streamed) -> str:
     digest = hashlib.sha256(json.dumps([part.ids, list(part.images.shape)]).encode())
     digest.update(part.images.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found}
-    except (ValueError, TypeError):
-        raise UserError(str(path), "cannot be read", "delete it and give the same command again") from None
-
-
-def _read_png(path: Path, like: np.ndarray) -> np.ndarray:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as file:
-        pixels = np.asarray(file.convert("L" if len(like) == 1 else "RGB"))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

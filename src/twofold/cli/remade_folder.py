@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from ..files import atomic_bytes, atomic_file, atomic_json
 from ..settings.given import GivenSettings
+from .begun import DONE, begin, read_note, read_picture, stem_of
 from .tablefile import TableFile
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-DONE = ".done"  # one file a finished batch: its rows
 ACROSS = 6  # results of an image in the overview
 
 
@@ -46,30 +44,14 @@ class Folder:
         self.shown: list[tuple[Original, list[np.ndarray]]] = []
         self._stems: set[str] = set()
         self._computed = False
-        request = path / "request.json"
-        if request.is_file():
-            self._check_same(_read(request))
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(str(path), f"is there, and no folder of {kind} images", "choose another --out")
-        for name in ("images", DONE):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        atomic_json(request, facts)
-
-    def _check_same(self, old: dict[str, Any]) -> None:
-        from ..generate.manifest import differences
-
-        flat = [{**facts, **facts.get("settings", {}), "settings": None} for facts in (old, self.facts)]
-        changed = differences(*flat)
-        if changed:
-            hint = "choose another --out, or the settings it was begun with"
-            raise UserError(str(self.path), f"holds other images: {'; '.join(changed)}", hint)
+        begin(path, facts, f"{kind} images", ("images",))
 
     def _file(self) -> Path:
         return self.path / DONE / f"{self.done:08d}.json"
 
     def kept(self, batch: Sequence[Original]) -> list[dict[str, Any]]:
         """The rows of this batch, if it was finished before with the same pixels and its pictures are there."""
-        found: dict[str, Any] = _read(self._file()) if self._file().is_file() else {"pixels": ""}
+        found: dict[str, Any] = read_note(self._file()) if self._file().is_file() else {"pixels": ""}
         there = found["pixels"] == _pixels(batch) and all(self._picture(row).is_file() for row in found["rows"])
         return found["rows"] if there else []
 
@@ -82,7 +64,7 @@ class Folder:
 
         rows, taken = [], set(self._stems)
         for original, several in zip(batch, results, strict=True):
-            stem = _stem(original.id, taken)
+            stem = stem_of(original.id, taken)
             if original.mask is not None:
                 (self.path / "masks").mkdir(exist_ok=True)
                 white = original.mask.numpy().astype("uint8") * 255
@@ -102,7 +84,7 @@ class Folder:
             own = rows[k * n : (k + 1) * n]
             self._stems.add(own[0]["image"])
             if len(self.shown) < self.settings.shown:
-                pictures = [_read_png(self._picture(row), len(original.image)) for row in own[:ACROSS]]
+                pictures = [read_picture(self._picture(row), len(original.image)) for row in own[:ACROSS]]
                 self.shown.append((original, pictures))
         self.rows += rows
         self.done += len(batch)
@@ -139,37 +121,8 @@ def changed(original: Original, image: Tensor) -> dict[str, float]:
     return {**kept, "rms": float(f"{(square if mask is None else square[mask[0]]).mean().sqrt():.6g}")}
 
 
-def _stem(name: str, taken: set[str]) -> str:
-    """What the pictures of an image are called: its id without what files cannot be called, and no name twice."""
-    plain = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("._") or "image"
-    found, k = plain, 1
-    while found in taken:
-        k += 1
-        found = f"{plain}-{k}"
-    taken.add(found)
-    return found
-
-
 def _pixels(batch: Sequence[Original]) -> str:
     digest = hashlib.sha256(json.dumps([(one.id, list(one.image.shape)) for one in batch]).encode())
     for one in batch:
         digest.update(one.image.numpy().tobytes() + (b"" if one.mask is None else one.mask.numpy().tobytes()))
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found}
-    except (ValueError, TypeError):
-        raise UserError(str(path), "cannot be read", "delete it and give the same command again") from None
-
-
-def _read_png(path: Path, channels: int) -> np.ndarray:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as file:
-        pixels = np.asarray(file.convert("L" if channels == 1 else "RGB"))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

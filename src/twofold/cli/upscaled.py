@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..files import atomic_bytes, atomic_file, atomic_json
 from ..settings.upscale import UpscaleSettings
+from .begun import DONE, begin, read_note, stem_of
 from .pictures import Picture
 from .tablefile import TableFile
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from ..report.upscaled import Compared
 
-DONE = ".done"  # one file a finished batch: its rows
 MEASURES = ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic")
 
 
@@ -80,34 +79,18 @@ class Folder:
         self.distances = Distances(settings.encoder) if settings.encoder else None
         self._stems: set[str] = set()
         self._computed = False
-        request = path / "request.json"
-        if request.is_file():
-            self._check_same(_read(request))
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(str(path), "is there, and no folder of upscaled images", "choose another --out")
-        for name in ("images", DONE):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        atomic_json(request, facts)
+        begin(path, facts, "upscaled images", ("images",))
 
     @property
     def done(self) -> int:
         return len(self.rows)
-
-    def _check_same(self, old: dict[str, Any]) -> None:
-        from ..generate.manifest import differences
-
-        flat = [{**facts, **facts.get("settings", {}), "settings": None} for facts in (old, self.facts)]
-        changed = differences(*flat)
-        if changed:
-            hint = "choose another --out, or the settings it was begun with"
-            raise UserError(str(self.path), f"holds other images: {'; '.join(changed)}", hint)
 
     def _file(self) -> Path:
         return self.path / DONE / f"{self.done:08d}.json"
 
     def kept(self, part: Sequence[Picture]) -> list[dict[str, Any]]:
         """The rows of this batch, if it was finished before with the same pixels and its pictures are there."""
-        found = _read(self._file()) if self._file().is_file() else {}
+        found = read_note(self._file()) if self._file().is_file() else {}
         rows: list[dict[str, Any]] = found.get("rows", []) if found.get("pixels") == _pixels(part) else []
         return rows if all(self.file(row["file"]).is_file() for row in rows) else []
 
@@ -120,7 +103,7 @@ class Folder:
 
         rows, taken = [], set(self._stems)
         for picture, image in zip(part, images, strict=True):
-            stem = _stem(picture.id, taken)
+            stem = stem_of(picture.id, taken)
             row = {"id": picture.id, "file": stem, "height": picture.size[0], "width": picture.size[1]}
             atomic_file(self.file(stem), lambda file, image=image: write_png(file, image.numpy()))  # type: ignore[misc]
             rows.append({**row, **measured(picture, image, self.factor)})
@@ -204,29 +187,9 @@ def averages(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"images": len(rows), "measured": len(known), **means}
 
 
-def _stem(name: str, taken: set[str]) -> str:
-    """What the picture of an image is called: its id without what files cannot be called, and no name twice."""
-    plain = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", name)
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("._") or "image"
-    found, k = plain, 1
-    while found in taken:
-        k += 1
-        found = f"{plain}-{k}"
-    taken.add(found)
-    return found
-
-
 def _pixels(part: Sequence[Picture]) -> str:
     digest = hashlib.sha256(json.dumps([(picture.id, list(picture.low.shape)) for picture in part]).encode())
     for picture in part:
         for pixels in (picture.low, picture.truth):
             digest.update(b"" if pixels is None else pixels.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found}
-    except (ValueError, TypeError):
-        raise UserError(str(path), "cannot be read", "delete it and give the same command again") from None
