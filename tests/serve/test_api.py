@@ -272,8 +272,8 @@ def test_a_counterfactual_is_that_of_the_library(client: httpx.Client, models: A
     assert levels(frames[-1], ours.images[0].numpy()) <= 1
     assert [one["share"] for one in found["frames"]] == [0, 0.25, 0.5, 0.75, 1]
     assert found["reached"] == bool(ours.reached[0])
-    assert found["before"]["probability"] == pytest.approx(float(ours.p_before[0]), abs=1e-5)
-    assert found["after"]["probability"] == pytest.approx(float(ours.p_after[0]), abs=1e-3)
+    assert found["before"]["p_target"] == pytest.approx(float(ours.p_before[0]), abs=1e-5)
+    assert found["after"]["p_target"] == pytest.approx(float(ours.p_after[0]), abs=1e-3)
 
 
 # -- pictures that something is said about -----------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def test_a_thousand_classes_are_reached_and_none_is_made_twice(begun: Callable[.
 
 def test_attributes_can_come_and_go(begun: Callable[..., Any]) -> None:
     frames = [{"share": share, "p_target": share, "label": "", "png": png(9)} for share in (0, 1)]
-    ends = {"before": {"label": "smiling;young", "probability": 0}, "after": {"label": "", "probability": 1}}
+    ends = {"before": {"label": "smiling;young", "p_target": 0}, "after": {"label": "", "p_target": 1}}
 
     def change(server: MadeUp) -> None:
         server.answers["models/toy/edit"] = lambda _: answer(

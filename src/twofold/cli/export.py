@@ -73,7 +73,7 @@ def to_diffusers(source: str, settings: ExportSettings, out: Path, quiet: bool) 
     if not isinstance(model, Denoiser):
         raise UserError(source, "holds no diffusion model, and diffusers runs nothing else", "to=onnx exports it")
     say("writing ...", quiet)
-    facts = write_for_diffusers(model, source, out, card_facts(out.resolve().name, settings))
+    facts = write_for_diffusers(model, source, out, card_facts(name_of(source, out), settings))
     print(f"{out}: {', '.join(facts['parts'])}, for {facts['pipeline']}")
     if not facts["samples"]:
         print("that pipeline opens it; images take the loop in README.md")
@@ -133,6 +133,11 @@ def card_facts(name: str, settings: ExportSettings) -> Any:
     from ..run.card import Facts
 
     return Facts(name, settings.licence, settings.dataset)
+
+
+def name_of(source: str, out: Path) -> str:
+    """What a card calls the model: the name of the folder that was chosen for it, else that of its run."""
+    return Path(source).resolve().name if out.parent.name == "exports" else out.resolve().name
 
 
 def default_out(source: str, settings: ExportSettings) -> Path:

@@ -144,7 +144,10 @@ class _Parser(argparse.ArgumentParser):
         if unknown != message:
             word = unknown.split()[0]
             if not word.startswith("-"):
-                raise UserError(word, "not expected here", f"settings are written key=value; {hint}")
+                hint = (
+                    f"did you mean data={word}?" if os.path.exists(word) else f"settings are written key=value; {hint}"
+                )
+                raise UserError(word, "not expected here", hint)
             raise UserError(word, "no such option", self._meant(word))
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:

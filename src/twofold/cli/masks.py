@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, some
@@ -44,6 +45,8 @@ class Masks:
         from ..data.stream import OneImage
         from .told import told_as
 
+        if not Path(text).expanduser().exists():
+            raise UserError(self.where, "no such file or folder", "give an image, a folder, or left,top,right,bottom")
         with told_as(self.where, f"data={text}"):
             source = open_images(DataSettings(source=text))
         self.identity = source.identity()

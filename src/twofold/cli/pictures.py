@@ -79,7 +79,9 @@ class Pictures:
                 yield self._picture(name, encoded)
             except BadImage as error:
                 if self.settings.on_bad_image == "error":
-                    raise UserError(f"{self.where}: {name}", str(error), "mend it, or use on_bad_image=skip") from None
+                    raise UserError(
+                        f"{self.where}: {name}", str(error), "or leave such images out: on_bad_image=skip"
+                    ) from None
                 self.tell(f"left out: {name} ({error})")
 
     def _picture(self, name: str, encoded: Any) -> Picture:

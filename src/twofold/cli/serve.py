@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -52,11 +53,18 @@ def run(args: argparse.Namespace) -> int:
         say(f"everybody who reaches {args.host} may ask; keys=FILE names who", args.quiet)
     devices: list[Any] = list(settings.devices or ()) or [make_accelerator(args.device).device]
     say(f"loading {', '.join(sources)} ...", args.quiet)
-    places = [load_all(sources, settings, _device(name)) for name in devices]
+    asked = [str(Path(source)) for source in args.sources]
+    tell = lambda line: say(line, args.quiet)  # noqa: E731
+    places = [load_all(sources, settings, _device(name), asked, tell) for name in devices]
     hosts = settings.hosts or (LOOPBACK if local else None)
     app = create_app(places, settings, keys, hosts)
     app.state.service.on_error = lambda error: traceback.print_exception(error, file=sys.stderr)
-    return run(app, sock, settings.drain, lambda: print(f"serving {', '.join(sources)} at {address(sock)}", flush=True))
+    code = run(
+        app, sock, settings.drain, lambda: print(f"serving {', '.join(places[0])} at {address(sock)}", flush=True)
+    )
+    if code == 0:
+        say("stopped; whatever was accepted has been answered", args.quiet)
+    return code
 
 
 def _device(name: Any) -> Any:

@@ -171,6 +171,11 @@ class Trainer:
         yield from self._make_batches(noise_shape)
         self._loss_sum = torch.zeros((), device=self.device)
         yield Note(self._describe())
+        if self.main and 2 * loop.warmup_images > loop.n_images:
+            share = f"{loop.warmup_images:,} of {loop.n_images:,} images"
+            yield Note(
+                f"train.warmup_images: {share} pass before the learning rate is reached; give fewer for a short run"
+            )
         if state is not None:
             self._restore(state)
             yield Note(f"resumed at {self.n_images:,} images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -154,9 +154,27 @@ def find(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_all(sources: dict[str, str], settings: ServeSettings, device: torch.device) -> dict[str, Served]:
-    """Every model, on a device. Raises `UserError` for one that cannot be served."""
-    return {name: load_one(name, source, settings, device) for name, source in sources.items()}
+def load_all(
+    sources: dict[str, str],
+    settings: ServeSettings,
+    device: torch.device,
+    named: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Served]:
+    """Every model, on a device. named: what was asked for by name; others were found in a folder, and are left out,
+    which is told, where they cannot be served. Raises `UserError` for one of the named, and where none is left.
+    """
+    found: dict[str, Served] = {}
+    for name, source in sources.items():
+        try:
+            found[name] = load_one(name, source, settings, device)
+        except UserError as error:
+            if source in named or len(sources) == 1:
+                raise
+            tell(f"left out: {error.where} {error.what}")
+    if not found:
+        raise UserError(", ".join(sources), "none of them can be served", "give the runs of denoisers or classifiers")
+    return found
 
 
 def load_one(name: str, source: str, settings: ServeSettings, device: torch.device) -> Served:

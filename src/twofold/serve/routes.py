@@ -336,8 +336,8 @@ def _edited(model: str, to: str, found: work.Changed, multi_label: bool) -> dict
         return found.names[int(np.asarray(logits).argmax())]
 
     one = found.edited
-    before = {"label": word(one.before[0].tolist()), "probability": float(one.p_before[0])}
-    after = {"label": word(one.after[0].tolist()), "probability": float(one.p_after[0])}
+    before = {"label": word(one.before[0].tolist()), "p_target": float(one.p_before[0])}
+    after = {"label": word(one.after[0].tolist()), "p_target": float(one.p_after[0])}
     rows = zip(found.shares, found.p_target, found.logits.tolist(), found.frames, strict=True)
     frames = [
         {"share": float(share), "p_target": float(p), "label": word(logits), "png": pictures.base64_png(image)}

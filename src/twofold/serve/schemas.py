@@ -143,7 +143,7 @@ class Neighbourhood(Answer):
 
 class Said(Answer):
     label: str
-    probability: float = Field(description="of the class asked for")
+    p_target: float = Field(description="probability of the class asked for")
 
 
 class Frame(Answer):

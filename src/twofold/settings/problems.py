@@ -43,7 +43,9 @@ def unknown(root: Model, group: Group, kind: str | None, path: str, name: str, l
     paths = list(dict.fromkeys(found for found, _ in settings_of(root)))
     elsewhere = [found for found in paths if found == name or found.rpartition(".")[2] == name]
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    if "." in name and name in paths:
+    if name == "epochs":
+        hint = "durations are train.n_images=5epochs, or a number of images"
+    elif "." in name and name in paths:
         hint = "write it nested: " + ": {".join(name.split(".")) + ": ..." + "}" * name.count(".")
     elif elsewhere:
         hint = "did you mean " + " or ".join(repr(found) for found in elsewhere[:3]) + "?"

@@ -27,7 +27,7 @@ export function editSection(source) {
     byId("edit-result").hidden = false;
     look();
     const { before, after, reached } = found;
-    const chances = `${found.to} had ${percent(before.probability)} and has ${percent(after.probability)}`;
+    const chances = `${found.to} had ${percent(before.p_target)} and has ${percent(after.p_target)}`;
     const story = `It was seen as ${seen(before.label)}, now as ${seen(after.label)}: ${chances}.`;
     work.say(reached ? story : `It did not get to ${found.to}. ${story}`);
   }
