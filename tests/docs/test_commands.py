@@ -14,7 +14,8 @@ from .running import Failed, run
 
 SLOW = (  # their verbs run on other pages too
     *("docs/guides/joint-diffusion.md", "docs/guides/ddae.md", "docs/guides/dpt.md", "docs/migration/ddae.md"),
-    *("docs/metrics.md", "docs/scale.md", "docs/distill.md", "docs/latents.md", "docs/tasks.md"),
+    *("docs/metrics.md", "docs/scale.md", "docs/distill.md", "docs/latents.md", "docs/tasks.md", "docs/data.md"),
+    *("docs/joint.md", "docs/finetuning.md", "docs/guides/iddm.md", "README.zh.md"),
 )
 WITH_COMMANDS = [
     pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in pages() if commands(page)
