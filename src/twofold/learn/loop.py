@@ -25,7 +25,8 @@ from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state, run_codec
 from ..settings.train import LoopSettings, TrainSettings
-from .batches import Batch, labelled_note, training_batches
+from .announce import announce
+from .batches import Batch, training_batches
 from .branch import branch
 from .checkpoint import Checkpoints
 from .classes import class_names
@@ -33,7 +34,7 @@ from .environment import Environment, check_agreement, choose, remembered
 from .events import Event, Logged, Note, Previewed, Saved, Stepped
 from .fastest import DTYPES
 from .latents import TOLD, keep
-from .lora import adapt, parameters, targeted
+from .lora import adapt, targeted
 from .objectives import Objective, objective
 from .optimise import learning_rate
 from .room import told_beforehand, would_fit
@@ -170,12 +171,7 @@ class Trainer:
         self.validation = Validation(settings, self.store, self.rank, self.world, self.device, noise_shape)
         yield from self._make_batches(noise_shape)
         self._loss_sum = torch.zeros((), device=self.device)
-        yield Note(self._describe())
-        if self.main and 2 * loop.warmup_images > loop.n_images:
-            share = f"{loop.warmup_images:,} of {loop.n_images:,} images"
-            yield Note(
-                f"train.warmup_images: {share} pass before the learning rate is reached; give fewer for a short run"
-            )
+        yield from map(Note, announce(self))
         if state is not None:
             self._restore(state)
             yield Note(f"resumed at {self.n_images:,} images")
@@ -231,19 +227,6 @@ class Trainer:
         return [
             f"out of memory with {before} images at a time: now {now}; a step still has {self.loop.batch_size} images"
         ]
-
-    def _describe(self) -> str:
-        """What is trained on what, in one line."""
-        count, trained = parameters(self.objective.network)
-        size = f"{count:,} parameters" + (f", {trained:,} trained" if trained != count else "")
-        train, held_out = self.batches.rows, self.validation.rows
-        known = [labelled_note(self.settings, self.store, rows) for rows in (train, held_out)]
-        parts = f"{len(train):,} training{known[0]} and {len(held_out):,} validation images{known[1]}"
-        if self.settings.validation.split == "train":
-            parts = f"{len(train):,} training images{known[0]}, none held out"
-        what = "points" if self.settings.objective.kind == "landmarks" else "classes"
-        how = f"{self.environment.precision}, {self.environment.threads} CPU threads, {self.device}"
-        return f"{self.store.name}: {parts}, {len(self.model.class_names)} {what}; {size}; {how}"
 
     def _set_environment(self, state: State | None) -> Iterator[Event]:
         """Chosen before the first step of a run and kept in its folder, so that a run killed early keeps it too."""
