@@ -10,7 +10,10 @@ from .lora import parameters
 
 
 def announce(trainer: Any) -> Iterator[str]:
-    """Of a `Trainer` whose batches are made: what is trained on what, in one line; and another where the learning rate hardly gets to its height."""
+    """Of a `Trainer` whose batches are made: what is trained on what, in one line.
+
+    And in another, that the warm-up is so long for this run that the learning rate is hardly reached.
+    """
     yield _described(trainer)
     loop = trainer.loop
     if trainer.main and 2 * loop.warmup_images > loop.n_images:
