@@ -24,19 +24,26 @@ SINKHORN, NEWTON = 6, 60  # steps at one temperature
 SWEEPS, HALVINGS, REACH = 300, 70, 50.0  # of the last resort; how far a class that gets nearly all or nothing may be
 
 
-def balanced(logits: Tensor, prior: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def balanced(
+    logits: Tensor, prior: Tensor | None = None, temperature: float = 1.0, tolerance: float = TOLERANCE
+) -> Tensor:
     """P (N, K) float64 for logits l (N, K), on their device. prior (K,): shares of the classes, uniform by default.
 
-    A class whose share is 0 gets nothing. Only where no P has these sums (images that allow of few classes only) are
-    they not met. Raises `UserError` for shares below 0 or all 0, a temperature that is not above 0, and logits that are
-    not finite.
+    tolerance: as of `potentials`. A class whose share is 0 gets nothing. Only where no P has these sums (images that
+    allow of few classes only) are they not met. Raises `UserError` for shares below 0 or all 0, a temperature that is
+    not above 0, and logits that are not finite.
     """
-    shift = potentials(logits, prior, temperature)
+    shift = potentials(logits, prior, temperature, tolerance)
     return torch.softmax((logits.double() + shift) / temperature, 1)
 
 
-def potentials(logits: Tensor, prior: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """b (K,) float64 of `balanced`, with the mean 0; minus infinity for classes whose share is 0."""
+def potentials(
+    logits: Tensor, prior: Tensor | None = None, temperature: float = 1.0, tolerance: float = TOLERANCE
+) -> Tensor:
+    """b (K,) float64 of `balanced`, with the mean 0; minus infinity for classes whose share is 0.
+
+    tolerance: of the sums, as a share; above `TOLERANCE`, where they are hard to meet they are not.
+    """
     share = _checked(logits, prior, temperature)
     some = share > 0
     scores, target = logits.double()[:, some], share[some] * len(logits)
@@ -45,7 +52,7 @@ def potentials(logits: Tensor, prior: Tensor | None = None, temperature: float =
     while heat > temperature:
         shift = _at(scores, target, heat, shift, ROUGHLY)
         heat /= 3
-    shift = _at(scores, target, temperature, shift, TOLERANCE)
+    shift = _at(scores, target, temperature, shift, tolerance)
     found = shift.new_full((len(share),), -torch.inf)
     found[some] = shift - shift.mean()
     return found

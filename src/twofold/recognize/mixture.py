@@ -5,6 +5,10 @@
 `Prototypes` takes means from the labelled images alone. `Mixture` is expectation maximisation (Nigam et al. 2000):
 every image belongs to each class by its probability, and means and C are made of all of them. In the E step the classes
 are kept in given shares (`assign.balanced`), without which clusters die when there is one label a class.
+
+It ends in the maximum that is nearest to where it begins. A labelled image that is unlike its class leads it to one in
+which two classes share a cluster and a third is cut in two; so it begins a second time, at clusters of all images,
+matched with the labels, and stays there if that explains the images far better (`AHEAD`).
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .assign import potentials
+from .assign import balanced, potentials
+from .clusters import matched, ward
 from .heads import NEVER, Features, as_float, labelled
 from .learned import Base, Fitting, Learned, SpaceName
 from .propagate import Propagation
 from .spaces import InSpace, Space, linear, space_of
 
 CHANGE = 1e-4  # of the mean probability, at which a mixture has settled
+AHEAD = 0.1  # nats an image: what clusters must explain more, for labels know better where classes are alike
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,24 @@ class Prototypes(Base):
 
 
 @dataclass(frozen=True)
+class Settled:
+    """Where a mixture has settled. weights (R, K), bias (K,): l(x, c). explained: log-likelihood, nats an image."""
+
+    weights: Tensor
+    bias: Tensor
+    explained: float
+
+
+@dataclass(frozen=True)
 class Mixture(Base):
     """Expectation maximisation; labelled images stay what they are and count `trust` times.
 
-    start: whose answers the first means are made of. covariance: one number, or a matrix, of which `shrinkage` is taken
-    as one number. heat: > 1 for softer memberships. even: classes have equal shares.
+    start: whose answers the first means are made of; best: of propagation, and again of `clusters`. covariance: one
+    number, or a matrix, of which `shrinkage` is taken as one number. heat: > 1 for softer memberships. even: classes
+    have equal shares.
     """
 
-    start: Literal["labels", "propagation"] = "propagation"
+    start: Literal["labels", "propagation", "best"] = "best"
     space: SpaceName = "whitened"
     dims: int | None = None
     covariance: Literal["spherical", "tied"] = "tied"
@@ -67,18 +83,32 @@ class Mixture(Base):
     def on(self, x: Features, classes: int) -> Fitting:
         space = space_of(self.space, x, self.dims)
         u = space(as_float(x)).double()
-        first = Propagation().on(x, classes) if self.start == "propagation" else None
+        first = None if self.start == "labels" else Propagation().on(x, classes)
+        clusters = self._clusters(x, u, classes) if self.start == "best" else None
 
         def fit(y: Tensor, weight: Features | None = None) -> Learned:
             given = members(y, classes, weight).to(u)
-            means = _means(u, given if first is None else first(y, weight).balanced(given.sum(0) > 0).to(u))
-            return self.refined(u, space, given, means)
+            present = given.sum(0) > 0
+            begun = given if first is None else balanced(first(y, weight).scores, present, tolerance=CHANGE).to(u)
+            found = self.refined(u, given, _means(u, begun))
+            if clusters is not None and bool(present.all()):
+                other = self.refined(u, given, _means(u, matched(clusters, given)))
+                found = other if other.explained > found.explained + AHEAD else found
+            return learned_of(u, space, found.weights, found.bias)
 
         return fit
 
-    def refined(self, u: Tensor, space: Space, given: Tensor, means: Tensor) -> Learned:
-        """From these means (K, R) to where nothing moves any more. given (N, K): the labelled images' weights."""
-        known, present = given.sum(1) > 0, given.sum(0) > 0
+    def _clusters(self, x: Features, u: Tensor, classes: int) -> Tensor:
+        """Log-probabilities (N, K) of as many clusters, which know no label."""
+        nothing = u.new_zeros(len(u), classes)
+        found = self.refined(u, nothing, _means(u, ward(as_float(x), classes).to(u)), torch.ones(classes) > 0)
+        return (u @ found.weights + found.bias).log_softmax(1)
+
+    def refined(self, u: Tensor, given: Tensor, means: Tensor, present: Tensor | None = None) -> Settled:
+        """From these means (K, R) to where nothing moves any more. given (N, K): the labelled images' weights.
+        present (K,): classes that there are; default: those with labels."""
+        known = given.sum(1) > 0
+        present = given.sum(0) > 0 if present is None else present.to(u.device)
         belongs, inverse = None, torch.eye(u.shape[1]).to(u) / _spread(u - u.mean(0))
         prior = present.to(u)
         for _ in range(self.steps):
@@ -95,9 +125,10 @@ class Mixture(Base):
             inverse = self._inverse(u, means, counted)
             if not self.even:
                 prior = counted.sum(0) / counted.sum()
+        explained = _explained(u, given, means, inverse, prior / prior.sum())
         if self.even:
             bias = bias + _shift(u @ weights + bias, prior)
-        return learned_of(u, space, weights, bias)
+        return Settled(weights, bias, explained)
 
     def _rule(self, means: Tensor, inverse: Tensor, prior: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         weights = inverse @ means.T / self.heat
@@ -133,9 +164,19 @@ def _means(u: Tensor, counted: Tensor) -> Tensor:
     return counted.T @ u / counted.sum(0).clamp(min=1e-30)[:, None]
 
 
+def _explained(u: Tensor, given: Tensor, means: Tensor, inverse: Tensor, prior: Tensor) -> float:
+    """Mean log-density of u (N, R), of labelled images together with their class; without R/2 log 2 pi."""
+    alone = (torch.linalg.slogdet(inverse)[1] - ((u @ inverse) * u).sum(1)) / 2
+    weights = inverse @ means.T
+    joint = u @ weights - (means.T * weights).sum(0) / 2 + prior.clamp(min=1e-30).log()
+    known = given.sum(1) > 0
+    of_class = (joint * given).sum(1) / given.sum(1).clamp(min=1e-30)
+    return float((alone + torch.where(known, of_class, joint.logsumexp(1))).mean())
+
+
 def _shift(scores: Tensor, prior: Tensor) -> Tensor:
-    """What makes classes even; absent ones stay as they are."""
-    return potentials(scores, prior).nan_to_num(neginf=0.0)
+    """What makes classes even, nearly; absent ones stay as they are."""
+    return potentials(scores, prior, tolerance=CHANGE).nan_to_num(neginf=0.0)
 
 
 def _spread(centred: Tensor) -> Tensor:

@@ -98,10 +98,13 @@ class Prototypes(Settings):
 
 
 class Mixture(Settings):
-    """A mixture of Gaussians, a cluster a class, of all images; label propagation says where it begins."""
+    """A mixture of Gaussians, a cluster a class, of all images; label propagation says where it begins, and clusters of
+    all images where it begins again."""
 
     kind: Literal["mixture"] = "mixture"
-    start: Literal["labels", "propagation"] = Field("propagation", description="who says where its means begin")
+    start: Literal["labels", "propagation", "best"] = Field(
+        "best", description="who says where its means begin; best: propagation, and clusters if they explain far more"
+    )
     space: Space = Field("whitened", description=SPACE)
     dims: int | None = Field(None, ge=1, description=DIMS)
     covariance: Literal["spherical", "tied"] = Field("tied", description="of all clusters: one number, or one matrix")
