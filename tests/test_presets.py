@@ -90,7 +90,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
         narrow["norm_groups"] = 4
     elif network.kind == "trunk":
         narrow = {}
-    elif network.kind != "convnet" and network.head_channels:
+    elif getattr(network, "head_channels", None):
         narrow["head_channels"] = 4
     if network.kind == "unet" and network.heads > 1:
         narrow["heads"] = 2
@@ -106,7 +106,7 @@ def narrowed(settings: TrainSettings, shape: tuple[int, int, int]) -> dict[str, 
             "micro_batch": None,
             "precision": "fp32",
             "snapshot_images": [],
-            **({"preview_n": 4} if settings.network.kind == "iddm" else {}),
+            "preview_n": 4,
         },
         "validation": {"samples": 4, "steps": 2, "max_images": 4},
     }
@@ -117,7 +117,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Denoisers to start from, narrow and trained for two steps, by the preset they were made with."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("twofold.learn.loop.PREVIEWS", 4)
         patch.setenv("TWOFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         for name in sorted(set(SOURCES.values())):
             settings = settings_of(name)
@@ -149,7 +148,7 @@ def test_every_published_count_is_a_preset() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: dict[str, Path]) -> None:
     """On digits, at reduced width; everything else as in the preset."""
-    monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
+    monkeypatch.setattr("twofold.learn.latents.SCALE_IMAGES", 16)
     settings = settings_of(name)
     channels, height, width = shape_of(settings)
     largest = SIDES.get(name, LARGEST)

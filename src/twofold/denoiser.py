@@ -5,8 +5,8 @@
     Classifier  logits(x, sigma) -> (B, K)
 
 x = x0 + sigma * noise (see `twofold.noise`); sigma is () or (B,); cond is a mapping of tensors: `label` (B,) int64
-with -1 = none, `augment` (B, 9), `low` (B, C, h, w): the image at a lower resolution. What "no condition" means to the
-network is the denoiser's business.
+with -1 = none, `augment` (B, 9), `low` (B, C, h, w): the image at a lower resolution, `low_noise` (B,): the level of
+the noise on it. What "no condition" means to the network is the denoiser's business.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Denoiser(nn.Module):
     codec: images <-> x0. clip: x0 lives in [-1, 1]. autocast: what its network computes in; None: x's own.
     learns_variance: it knows `denoise_and_variance`. low_factor: of a super-resolution model, which needs cond["low"],
     an image so many times as small (or enlarged already, see `lowres.enlarge`); 0: it takes none.
+    usual: the sampler that it is sampled with where none is named, and its steps, None: as many as the sampler takes.
     """
 
     shape: tuple[int, int, int]
@@ -77,6 +78,7 @@ class Denoiser(nn.Module):
     autocast: torch.dtype | None = None
     learns_variance: bool = False
     low_factor: int = 0
+    usual: tuple[str, int | None] = ("dpmpp2m", None)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32 or better: the expectation of x0 given x. Raises `UserError` off its range."""

@@ -5,7 +5,8 @@ others. So image 7 gets the same noise in every batch size, order and number of 
 no stored random state.
 
     training:  seed = the run's seed, index = position of the image in training, draw = 0
-    sampling:  seed = the image's own seed, index = 0, draw = 0 for the start noise, then 1, 2, ... for solver steps
+    sampling:  seed = the image's own seed, index = 0, draw = 0 for the start noise, then 1, 2, ... for solver steps;
+               index = 1 for a label that is drawn, 2 for noise on a low image that is made larger
     recognition: seed = a hash of the image's pixels, index = the user's seed, draw = which view of it
 """
 

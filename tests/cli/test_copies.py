@@ -13,6 +13,7 @@ from PIL import Image
 from twofold.cli.copies import kept_names
 from twofold.cli.main import main
 from twofold.data import open_store
+from twofold.report.copies import unlike
 from twofold.settings.data import DataSettings
 
 from .test_sample_evaluate import make_run
@@ -77,7 +78,20 @@ def test_the_exit_code_tells_scripts(planted: Path, tmp_path: Path, capsys: pyte
     new = ["copies", str(planted / "new"), "data=digits", "--quiet", "--out", str(tmp_path / "n")]
     assert main([*new, "fail_above=0.1", "rule=distance"]) == 0
     assert json.loads((tmp_path / "n" / "result.json").read_text())["rule"] == "distance"
-    assert "too near" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "too near" not in told and "farther" not in told
+
+
+def test_that_noise_is_no_copy_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "noise.npz", arr_0=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    assert main(["copies", str(tmp_path / "noise.npz"), "data=digits", "--quiet", "--out", str(tmp_path / "o")]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("None of the 40 images is suspiciously near to a training image, which says little of these")
+    said = "100.0 % of the images lie farther from every training image than 99 of 100 new real images do (by pixels)"
+    assert said in told and said in (tmp_path / "o" / "report.html").read_text()
+    found = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert found["spaces"]["pixels"]["farther_than_real"] == {"samples": 1.0, "real": 0.01}
+    assert unlike({**found, "images": 1})[0].startswith("The image lies farther from every training image")
 
 
 def test_a_run_knows_its_parts_and_its_features(planted: Path, tmp_path: Path) -> None:

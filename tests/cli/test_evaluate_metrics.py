@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from twofold.data import open_store, spread
 from twofold.measure import Gaussian, PixelEncoder, embed, frechet_distance, inception
 from twofold.settings.data import DataSettings
 
+from ..processes import torchrun
 from .test_sample_evaluate import QUICK, found_in, make_run, said
 
 
@@ -258,27 +256,22 @@ def test_mistakes_about_files(run: Path, weights: Path, tmp_path: Path, capsys: 
         assert expected in line, (words, line)
 
 
-def test_processes_share_the_work(run: Path, weights: Path, tmp_path: Path) -> None:
+def test_processes_share_the_work(
+    run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchrun over gloo: sampling, embedding and statistics are shared; the result is one process's, bit for bit."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     words = ["n=21", "steps=2", "micro_batch=5", "precision=fp32", "encoder=inception", f"weights={weights}"]
     found: dict[str, dict[str, Any]] = {}
-    for name, launch in {
-        "one": [sys.executable, "-m", "twofold"],
-        "two": [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
-            *(f"--master-port={port}", "-m", "twofold"),
-        ],
-    }.items():
+    for name in ("one", "two"):
         out = tmp_path / name
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TWOFOLD_CACHE": str(out / "cache")}
         more = [f"save_statistics={out / 's.npz'}", "--device", "cpu", "--out", str(out / "evaluations")]
-        command = [*launch, "evaluate", str(run), *words, *more]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("21 samples; seeds 0 to 20") == 1  # one process speaks
+        monkeypatch.setenv("TWOFOLD_CACHE", str(out / "cache"))
+        if name == "two":
+            printed = torchrun("-m", "twofold", "evaluate", run, *words, *more)
+        else:
+            assert main(["evaluate", str(run), *words, *more]) == 0
+            printed = capsys.readouterr().out
+        assert printed.count("21 samples; seeds 0 to 20") == 1  # one process speaks
         found[name] = found_in(out)
         assert found[name]["settings"].pop("save_statistics")
     assert found["one"] == found["two"]

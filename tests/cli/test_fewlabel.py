@@ -36,7 +36,7 @@ TINY = [
     "pseudo.folds=0",
     "pseudo.surest=1",
 ]
-OWN = ["features.draws=1", "features.sigmas=[0.1]"]
+OWN = ["features.draws=1", "features.sigmas=[0.1]", "learner.kind=logistic"]
 
 
 def fewlabel(out: Path, *words: str) -> dict[str, Any]:

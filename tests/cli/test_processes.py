@@ -1,4 +1,5 @@
-"""Two processes of torchrun over gloo write what one process writes."""
+"""Two processes of torchrun over gloo write what one process writes. The first of these tests has them started by
+torchrun itself, the others of the suite as `torchrun` of processes.py does."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 
 from twofold.cli.main import main
 
+from ..processes import torchrun
 from .test_sample_evaluate import make_run
 
 
-def torchrun(*words: str, cwd: Path) -> str:
-    """Runs `twofold` words in two processes; what they printed."""
+def real_torchrun(*words: str, cwd: Path) -> str:
+    """Runs `twofold` words in two processes that torchrun itself starts; what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "twofold"]
     done = subprocess.run(
@@ -37,7 +39,7 @@ def test_sample(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     words = ["n=11", "steps=2", "micro_batch=4", "precision=fp32", "size=8x12", "--quiet", "--device", "cpu"]
     assert main(["sample", str(run), *words, "--out", str(tmp_path / "one")]) == 0
-    out = torchrun("sample", str(run), *words, "--out", str(tmp_path / "two"), cwd=tmp_path)
+    out = real_torchrun("sample", str(run), *words, "--out", str(tmp_path / "two"), cwd=tmp_path)
     assert out.count("11 images") == 1  # one of them speaks
     one, two = (
         {p.relative_to(root): p for p in sorted(root.rglob("*.*")) if p.is_file() and p.name != ".lock"}
@@ -61,7 +63,7 @@ def test_joint_training(tmp_path: Path) -> None:
     ]
     words += ["train.n_images=128", "train.warmup_images=0", "train.lr=1e-3", "validation.samples=0", "--device", "cpu"]
     assert main(["train", *words, "--quiet", "--out", str(tmp_path / "one")]) == 0
-    torchrun("train", *words, "--quiet", "--out", str(tmp_path / "two"), cwd=tmp_path)
+    torchrun("-m", "twofold", "train", *words, "--quiet", "--out", "two", cwd=tmp_path)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and any(name.startswith("head.") for name in one)
     for name, value in one.items():

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -21,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import twofold
 from twofold.data import Item, Store, cache_root, forks, open_store
 from twofold.data import join as joining
 from twofold.data import pack as packing
@@ -31,6 +29,7 @@ from twofold.data.pack import pack
 from twofold.errors import UserError
 from twofold.settings.data import DataSettings
 
+from ..processes import Started
 from .conftest import encoded, pixels
 
 Put = Callable[..., Path]
@@ -145,12 +144,6 @@ print(open_store(DataSettings(source="x", on_bad_image="skip")).content_hash, le
 """
 
 
-def run(script: str) -> subprocess.Popen[str]:
-    source = str(Path(twofold.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-
-
 def test_processes_share_the_parts(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(300):
         put(f"x/{i:03}.png", b"bad" if i % 50 == 7 else pixels(i, 64, 64, 3))
@@ -158,7 +151,7 @@ def test_processes_share_the_parts(put: Put, monkeypatch: pytest.MonkeyPatch) ->
     alone = open_store(settings)
     expected = contents(alone.folder)
     shutil.rmtree(alone.folder)
-    processes = [run(SHARE) for _ in range(2)]
+    processes = [Started("-c", SHARE) for _ in range(2)]
     answers = [process.communicate(timeout=120)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert {answer[0] for answer in answers} == {alone.content_hash}
@@ -283,13 +276,12 @@ open_store(DataSettings(source="x"), progress)
 def test_whoever_is_stopped_leaves_no_fork_and_no_half_store(put: Put, how: signal.Signals) -> None:
     for i in range(90):
         put(f"x/{i:03}.png", pixels(i, 4, 4, 3))
-    process = run(STOPPED)
-    assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
+    process = Started("-c", STOPPED)
+    pids = [int(pid) for pid in next(process.lines()).split()]
     assert len(pids) == 3
     process.send_signal(how)
-    assert process.wait(timeout=60) != 0
-    process.stdout.close()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
     for _ in range(200):
         if not (alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]):
             break

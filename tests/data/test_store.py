@@ -8,8 +8,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import tracemalloc
 from collections import namedtuple
@@ -28,6 +26,7 @@ from twofold.data import writer as writing
 from twofold.errors import UserError
 from twofold.settings.data import DataSettings
 
+from ..processes import Started
 from .conftest import encoded, image_cells, pixels
 
 Put = Callable[..., Path]
@@ -261,16 +260,10 @@ print(store.content_hash, len(store))
 """
 
 
-def run_pack(how: str) -> subprocess.Popen[str]:
-    source = str(Path(twofold.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PACK, how], env=environment, stdout=subprocess.PIPE, text=True)
-
-
 def test_a_killed_pack_goes_on_where_it_was(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(200):
         put(f"x/{i:03}.png", pixels(i, 4, 4, 3))
-    process = run_pack("die")
+    process = Started("-c", PACK, "die")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     (leftover,) = left_behind()
@@ -290,7 +283,7 @@ def test_a_killed_pack_goes_on_where_it_was(put: Put, monkeypatch: pytest.Monkey
 def test_two_processes_make_one_store(put: Put) -> None:
     for i in range(300):
         put(f"x/{i:03}.png", pixels(i, 8, 8, 3))
-    processes = [run_pack("live") for _ in range(2)]
+    processes = [Started("-c", PACK, "live") for _ in range(2)]
     answers = {process.communicate(timeout=60)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert answers == {f"{store_of().content_hash} 300\n"} and left_behind() == []

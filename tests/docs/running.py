@@ -157,8 +157,8 @@ def _training(argv: list[str]) -> list[str]:
     changes = _flat(_narrow(settings, begins))
     longer = any(word.startswith("resume_from=") for word in argv)
     changes |= {"train.n_images": 32 if longer else 16, "train.batch_size": 8, "train.precision": "fp32",
-                "train.warmup_images": 0, "train.preview_images": 10**6, "validation.samples": 0,
-                "validation.max_images": 8}  # fmt: skip
+                "train.warmup_images": 0, "train.preview_images": 10**6, "train.preview_n": 4,
+                "validation.samples": 0, "validation.max_images": 8}  # fmt: skip
     if any(word.startswith("train.snapshot_images=") for word in argv):
         changes["train.snapshot_images"] = [8, 16]
     if longer and not preset.startswith("runs/"):

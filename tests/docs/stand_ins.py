@@ -180,7 +180,7 @@ def build_runs(here: Path) -> None:
 
 
 LOOP = ["train.n_images=16", "train.batch_size=8", "train.precision=fp32", "train.warmup_images=0"]
-TINY = ["network.channels=8", "network.blocks=1", *LOOP, "validation.samples=0", "train.preview_images=1000000"]
+TINY = ["network.channels=8", "network.blocks=1", *LOOP, "validation.samples=0", "train.preview_n=4"]
 TRAINED = {  # with states to go on from
     "runs/digits": ["digits", *TINY],
     "runs/images-32": ["images-32", "data=photos", *TINY],

@@ -25,7 +25,6 @@ WITH_COMMANDS = [
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_of(page: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("twofold.learn.loop.PREVIEWS", 4)
     monkeypatch.chdir(stand_ins.copied(prepared, tmp_path / "here"))
     wrong = []
     for command in commands(page):

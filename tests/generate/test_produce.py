@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+from tests.processes import Started
 
 from twofold.denoiser import NetworkDenoiser
 from twofold.errors import UserError
@@ -134,9 +133,8 @@ print(produce(denoiser, sys.argv[1], settings, "abc123", int(sys.argv[2]), 2, pr
 """
 
 
-def worker(out: Path, rank: int, mode: str = "run") -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", WORKER, str(out), str(rank), mode]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+def worker(out: Path, rank: int, mode: str = "run") -> Started:
+    return Started("-c", WORKER, out, rank, mode)
 
 
 def test_real_processes_one_of_them_killed(tmp_path: Path) -> None:

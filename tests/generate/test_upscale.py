@@ -14,7 +14,8 @@ from twofold import sample
 from twofold.codec import PixelCodec
 from twofold.denoiser import Denoiser, NetworkDenoiser
 from twofold.errors import UserError
-from twofold.generate.upscale import Given, at_once, ramp, seed_of, starts, upscale
+from twofold.generate.tiles import ramp, starts
+from twofold.generate.upscale import Given, at_once, seed_of, upscale
 from twofold.lowres import enlarge
 from twofold.networks.unet import UNet
 from twofold.noise import EDM, add
@@ -147,7 +148,7 @@ def test_tiles_cover_everything() -> None:
             side = min(tile, length)
             assert places[0] == 0 and places[-1] + side == length and places == sorted(set(places))
             assert all(b - a < side for a, b in pairwise(places))
-    weights = ramp((16, 16), (True, False), torch.device("cpu"))
+    weights = ramp((16, 16), (True, False))
     assert (weights > 0).all() and torch.equal(weights, weights.flip(0)) and torch.equal(weights[:, 0], weights[:, 9])
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,8 @@ from safetensors.torch import load_file
 from twofold.settings.noise import VPNoise
 from twofold.settings.resolve import resolve
 from twofold.settings.train import TrainSettings
+
+from ..processes import torchrun as torchrun
 
 TINY: dict[str, Any] = {
     "data": {"source": "digits"},
@@ -56,15 +55,3 @@ def learned_levels(settings: TrainSettings, steps: int = 8) -> TrainSettings:
     objective = settings.objective.model_copy(update={"loss": "hybrid", "levels": "importance"})
     noise = VPNoise(steps=steps)
     return settings.model_copy(update={"network": network, "objective": objective, "noise": noise})
-
-
-def torchrun(*words: object, count: int = 2, **environment: object) -> str:
-    """What these processes print, of one thread each; they are to end well. words: a program, or -m and a module, and
-    what it is told.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *map(str, words)]
-    around = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
-    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout

@@ -140,6 +140,23 @@ def test_epochs_are_written_as_they_were_read() -> None:
     assert in_images(LoopSettings(), 100) == LoopSettings()
 
 
+def test_lists_of_image_counts_take_epochs_too() -> None:
+    """And mixed with images; those of a kind have to rise. Lists of images alone are written as they always were."""
+    given: dict[str, Any] = {
+        "schedule": "step",
+        "step_images": [63, "2 epochs", "3epochs"],
+        "snapshot_images": ["1epoch"],
+    }
+    settings = few(**given, lr_end=0.0)
+    assert has_epochs(settings.train) and from_yaml(TrainSettings, to_yaml(settings), "text") == settings
+    known = in_images(settings.train, TRAIN)
+    assert known.step_images == (63, 126, 189) and known.snapshot_images == (63,) and not has_epochs(known)
+    assert [learning_rate(known, n) / known.lr for n in (125, 126, 189)] == pytest.approx([0.1, 0.01, 0.001])
+    assert LoopSettings(schedule="step", step_images=(5, 7)).model_dump(mode="json")["step_images"] == [5, 7]
+    with pytest.raises(ValidationError, match=r"step_images=\[3epochs, 2epochs\] do not rise"):
+        LoopSettings.model_validate({"schedule": "step", "step_images": ["3epochs", "2epochs"]})
+
+
 @pytest.mark.parametrize("text", ["0epochs", "epochs", "-1epoch", "1.5epochs", "3epoc", "images"])
 def test_what_is_no_duration_is_said(text: str) -> None:
     with pytest.raises(UserError, match=r"train\.n_images=.*must be a whole number >= 1"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from twofold.learn import train
 from twofold.learn.events import Note, Saved, Stepped
 from twofold.run import Run
 
+from ..processes import Started
 from .common import learned_levels, same, tiny, weights
 
 
@@ -105,14 +104,12 @@ def test_sigkill(whole: Path, tmp_path: Path) -> None:
     import torch
 
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", program, str(tmp_path / "run"), root, str(torch.get_num_threads())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Saved"):
-                break
-        time.sleep(0.01)
-        process.kill()
+    process = Started("-c", program, tmp_path / "run", root, torch.get_num_threads())
+    for line in process.lines():
+        if line.startswith("Saved"):
+            break
+    time.sleep(0.01)
+    process.kill()
     assert not (tmp_path / "run/result.json").exists()
     train(tiny(), tmp_path / "run", "cpu")
     assert same(weights(whole), weights(tmp_path / "run"))
@@ -163,10 +160,10 @@ print("crashes", k - 1)
 def test_killed_between_any_two_writes(tmp_path: Path) -> None:
     """The process dies at the k-th file it puts in place, for every k; the next one ends as if nothing had been."""
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", CRASHES, str(tmp_path), root]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    crashes = int(done.stdout.split()[-1])
+    process = Started("-c", CRASHES, tmp_path, root)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    crashes = int(out.split()[-1])
     assert crashes > 10
     whole = tmp_path / "whole"
     expected = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.suffix in (".safetensors", ".npy"))

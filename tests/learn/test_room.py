@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,9 @@ def test_gradients_of_earlier_parts_are_counted_once() -> None:
     assert all(p.grad is None for p in empty.parameters())
 
 
+@functools.cache
 def needs() -> Needs:
-    """Of a small U-Net, on a CPU in fp32."""
+    """Of a small U-Net, on a CPU in fp32; it keeps what it has counted."""
     network = {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [8]}
     return needs_of(of_network(network), (3, 16, 16), ["a", "b"], 1, CPU)
 

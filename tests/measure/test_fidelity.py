@@ -1,4 +1,4 @@
-"""PSNR and SSIM: against torchmetrics and closed forms."""
+"""PSNR, SSIM and detail: against torchmetrics and closed forms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twofold.codec import PixelCodec
-from twofold.measure.fidelity import C1, EQUAL, psnr, ssim
+from twofold.measure.fidelity import C1, EQUAL, detail, psnr, ssim
 
 
 def pair(h: int = 33, w: int = 40, c: int = 3) -> tuple[Tensor, Tensor]:
@@ -76,3 +76,16 @@ def test_only_equal_shapes_of_uint8(other: Tensor) -> None:
         psnr(a, other)
     with pytest.raises(ValueError, match="two equal shapes"):
         ssim(a, other)
+
+
+def test_detail_in_closed_form() -> None:
+    """A ramp of 3 levels a pixel across has 9 there and 0 down; a chessboard 255^2 everywhere; blur takes some away."""
+    ramp = torch.arange(0, 30, 3, dtype=torch.uint8).expand(1, 1, 6, 10)
+    assert float(detail(ramp)) == pytest.approx(9 * (6 * 9) / (6 * 9 + 5 * 10))
+    at = torch.arange(8)
+    board = (255 * ((at[:, None] + at) % 2)).to(torch.uint8).expand(2, 3, 8, 8)
+    assert detail(board).tolist() == [255.0**2] * 2
+    a, _ = pair()
+    blurred = torch.nn.functional.avg_pool2d(a.float(), 3, 1, 1).to(torch.uint8)
+    assert (detail(blurred)[:, None] < detail(a)).all()
+    assert detail(a[:, :, :1, :1]).tolist() == [0.0] * 4

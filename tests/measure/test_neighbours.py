@@ -123,7 +123,11 @@ def test_copies_are_told_from_new_images() -> None:
     copied = neighbour_report(train[:100] + 1e-3, train, held_out)
     assert honest["nearest_median"]["samples"] == pytest.approx(honest["nearest_median"]["real"], rel=0.1)
     assert honest["nearer_than_real"]["samples"] < 0.12
-    assert copied["nearer_than_real"]["samples"] == 1
+    assert copied["nearer_than_real"]["samples"] == 1 and copied["farther_than_real"]["samples"] == 0
+    noise = neighbour_report(random.uniform(-9, 9, (100, 10)), train, held_out)
+    assert noise["nearer_than_real"]["samples"] == 0 and noise["farther_than_real"]["samples"] == 1
+    beyond = (np.sort(brute(new, train), 1)[:, 0] > np.quantile(np.sort(brute(held_out, train), 1)[:, 0], 0.99)).mean()
+    assert honest["farther_than_real"] == {"samples": pytest.approx(beyond), "real": 0.01} and 0 < beyond < 0.05
     assert copied["nearest_median"]["samples"] == pytest.approx(1e-3 * 10**0.5, rel=1e-6)
     everything = np.sort(brute(held_out, train), 1)[:, 0]
     assert honest["nearest_5_percent"]["real"] == pytest.approx(np.quantile(everything, 0.05), rel=1e-12)

@@ -14,7 +14,8 @@ from twofold.denoiser import Denoiser, NetworkDenoiser
 from twofold.networks import build
 from twofold.noise import family
 from twofold.oracle import MixtureDenoiser
-from twofold.report.noising import LEVELS, Noising, decibels, noising, picture, trained_levels
+from twofold.report.grids import LINE, as_tiles, level_grid
+from twofold.report.noising import LEVELS, Noising, decibels, noising, picture, trained_levels, two_digits
 from twofold.settings.data import DataSettings
 from twofold.settings.iddm import IDDMSettings
 from twofold.settings.noise import EDMNoise, FlowNoise, NoiseSettings, VPNoise
@@ -67,8 +68,24 @@ def test_an_exact_denoiser_finds_the_image_again() -> None:
 
 
 def test_decibels() -> None:
-    assert [decibels(s) for s in (0.01, 0.1, 1.0, 10.0, 157.4)] == ["+40 dB", "+20 dB", "0 dB", "-20 dB", "-44 dB"]
+    assert [decibels(s) for s in (0.01, 0.1, 1.0, 10.0, 157.4)] == ["+40 dB", "+20 dB", "0 dB", "−20 dB", "−44 dB"]
     assert decibels(0.96) == "0 dB" and decibels(1.04) == "0 dB"
+
+
+def test_levels_are_written_out_to_two_digits() -> None:
+    values = (0.0123, 0.1, 0.996, 1.0, 2.449, 9.96, 14.4, 157.4)
+    assert [two_digits(v) for v in values] == ["0.012", "0.10", "1.0", "1.0", "2.4", "10", "14", "160"]
+
+
+def test_words_of_a_line_have_one_size() -> None:
+    """One that needs small letters makes those beside it small: all of a line are equally high."""
+    tiles = as_tiles(np.zeros((3, 1, 8, 8), np.uint8))
+    for words in (["+8", "+8", "+8"], ["+8", "+88888888888888888", "+8"]):
+        png = level_grid([tiles], words, ["8"] * 3, [""], ("", ""))
+        above = np.asarray(Image.open(io.BytesIO(png)))[:LINE, :, 3] > 0
+        third = above.shape[1] // 3
+        tall = [int(part.any(1).sum()) for part in (above[:, :third], above[:, third:-third], above[:, -third:])]
+        assert max(tall) - min(tall) <= 1 and (tall[0] > 15) == (words[1] == "+8")
 
 
 def test_the_picture_has_a_column_per_level() -> None:

@@ -54,6 +54,15 @@ def test_each_criterion_can_fail(metric: str, value: float, fails: bool) -> None
     assert sum(one.passed is False for one in verdict(found, 0.2)) == int(fails)
 
 
+@pytest.mark.parametrize(("share", "judged"), [(0.01, True), (0.5, True), (0.51, False), (1.0, False)])
+def test_that_noise_is_no_copy_is_no_merit(share: float, judged: bool) -> None:
+    """Of images most of which look like none of the real ones it is not counted that they are no copies."""
+    far = {"farther_than_real": {"samples": share, "real": 0.01}}
+    copies = [one for one in verdict({**GOOD, "metrics": {**GOOD["metrics"], **far}}) if one.name.startswith("No cop")]
+    assert [one.passed for one in copies] == [True if judged else None] * 2
+    assert all((f"says nothing here: {share:.0%} of the images are farther" in one.target) != judged for one in copies)
+
+
 def test_the_distance_has_a_target_only_where_one_is_given() -> None:
     assert verdict({**GOOD, "frechet_to_split": {**GOOD["frechet_to_split"], "value": 0.21}}, 0.2)[0].passed is False
     assert verdict(GOOD)[0].passed is None

@@ -15,6 +15,7 @@ import torch
 
 import twofold
 from twofold.data import open_store, spread
+from twofold.generate.sample import drawing
 from twofold.measure import probabilities
 from twofold.measure.neighbours import nearest
 from twofold.run.features import reader_for
@@ -23,6 +24,7 @@ from twofold.settings.data import DataSettings
 from .common import Live, events, live, loaded, picture, pixels, runs, text, until
 
 SEARCHED = 200  # training images
+LIMITS = {"images": 8, "pixels": 100_000, "bytes": 300_000, "steps": 200, "area": 64}
 ALL = ["generate", "inpaint", "vary", "classify", "embed", "neighbours", "edit"]
 
 
@@ -35,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(folders: list[str]) -> Iterator[Live]:
-    with live([loaded(folders)], images=8, pixels=100_000, bytes=300_000, steps=200, neighbours=SEARCHED) as one:
+    with live([loaded(folders)], **LIMITS, neighbours=SEARCHED) as one:
         yield one
 
 
@@ -71,6 +73,8 @@ def image(content: bytes) -> torch.Tensor:
 def test_signs_of_life(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready"}
+    for where in ("/health", "/ready", "/"):  # those who only look whether it is there
+        assert (client.head(where).status_code, client.head(where).content) == (200, b"")
     page = client.get("/")
     assert page.status_code == 200 and "frame-ancestors 'self'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
@@ -89,7 +93,7 @@ def test_models_and_what_they_can_do(client: httpx.Client, models: dict[str, Any
     assert by_name["joint"]["abilities"] == [*ALL, "report"]
     assert by_name["judge"]["abilities"] == ["classify"]
     assert by_name["digits"]["classes"] == by_name["judge"]["answers"] == [str(k) for k in range(10)]
-    assert by_name["digits"]["limits"] == {"images": 8, "steps": 200, "pixels": 100_000, "bytes": 300_000}
+    assert by_name["digits"]["limits"] == LIMITS
     assert by_name["digits"]["samplers"][by_name["digits"]["defaults"]["sampler"]] == 20
     assert by_name["digits"]["parameters"] == sum(p.numel() for p in models["digits"].parameters())
     assert client.get("/v1/models/joint").json() == by_name["joint"]
@@ -375,18 +379,28 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("generate", {"json": {"label": 10**30}}, 422, "no such class"),
     ("generate", {"json": {"label": ["1", "2"], "n": 3}}, 422, "label"),
     ("generate", {"json": SEED | {"sampler": "magic"}}, 422, "sampler"),
-    ("generate", {"json": SEED | {"steps": 0}}, 422, "steps: input should be greater than or equal to 1"),
+    ("generate", {"json": SEED | {"steps": 0}}, 422, "steps=0: is less than 1"),
     ("generate", {"json": SEED | {"steps": 201}}, 422, "steps=201: more than 200"),
-    ("generate", {"json": SEED | {"steps": True}}, 422, "steps: input should be a valid integer"),
+    ("generate", {"json": SEED | {"steps": True}}, 422, "steps=true: is no whole number"),
     ("generate", {"json": SEED | {"n": 9}}, 422, "9 images: one request may hold 8"),
-    ("generate", {"json": SEED | {"seed": -1}}, 422, "seed: input should be greater than or equal to 0"),
-    ("generate", {"json": SEED | {"seed": 2**63 - 1, "n": 2}}, 422, "there are no so large seeds"),
-    ("generate", {"json": SEED | {"seed": 2**63}}, 422, "seed: input should be less than or equal to"),
+    ("generate", {"json": SEED | {"seed": -1}}, 422, "seed=-1: is less than 0"),
+    (
+        "generate",
+        {"json": SEED | {"seed": 2**63 - 1, "n": 2}},
+        422,
+        "the last of 2 images would have a larger one than there are",
+    ),
+    ("generate", {"json": SEED | {"seed": 2**63}}, 422, "seed=9223372036854775808: is more than 9223372036854775807"),
     ("generate", {"json": SEED | {"seeds": [1]}}, 422, "stands beside seed or n"),
     ("generate", {"json": SEED | {"guidance": -1}}, 422, "guidance"),
     ("generate", {"json": SEED | {"guidance": "2"}}, 422, "guidance"),
     ("generate", {"json": SEED | {"size": [8]}}, 422, "size"),
-    ("generate", {"json": SEED | {"size": [4096, 4096]}}, 422, "more than 100,000 pixels"),
+    (
+        "generate",
+        {"json": SEED | {"size": [4096, 4096]}},
+        422,
+        "size=4096x4096: has more than 4,096 pixels, 64 times those of the model",
+    ),
     ("generate", {"json": SEED | {"guide": "own"}}, 422, "guide=own"),
     ("generate", {"json": SEED | {"stepz": 1}}, 422, "stepz: no such setting; valid: seed, n, seeds"),
     ("generate", {"json": [1]}, 422, "body: is no JSON object"),
@@ -395,9 +409,15 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("generate", {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400, "is not JSON"),
     ("generate", {"json": {"label": "1", "seeds": [1] * 100_000}}, 422, "100000 images"),
     ("generate", {"json": {"label": "\ud83dx" * 1000}}, 422, "no such class"),
-    ("vary", {"json": SEED | {"image": text(picture()), "strength": 2}}, 422, "strength"),
+    ("generate", {"json": SEED | {"label": 1.5}}, 422, "label=1.5: is no text, no whole number, no list"),
+    ("generate", {"json": SEED | {"label": [1, None]}}, 422, "label"),
+    ("generate", {"json": SEED | {"guidance": "x"}}, 422, "guidance=x: is no number"),
+    ("generate", {"json": SEED | {"seeds": []}}, 422, "seeds: has fewer than 1 items"),
+    ("generate", {"json": SEED | {"guide": "x"}}, 422, "guide=x: is not 'own' or 'representations'"),
+    ("generate", {"json": SEED | {"guide_scale": 3}}, 422, "guide_scale=3: there is no guide; give guide= too"),
+    ("vary", {"json": SEED | {"image": text(picture()), "strength": 2}}, 422, "strength=2: is more than 1"),
     ("vary", {"json": SEED | {"image": "!"}}, 422, "image: is not base64"),
-    ("vary", {"json": SEED}, 422, "image: field required"),
+    ("vary", {"json": SEED}, 422, "image: is missing"),
     (
         "vary",
         {"files": {"image": picture(), "other": picture()}, "data": {"label": "1"}},
@@ -412,18 +432,22 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         422,
         "9 x 8 pixels, the",
     ),
-    ("inpaint", {"files": {"image": picture()}, "data": {"label": "1"}}, 422, "mask: field required"),
+    ("inpaint", {"files": {"image": picture()}, "data": {"label": "1"}}, 422, "mask: is missing"),
     ("classify", {"files": [("images", picture())] * 9}, 422, "9 images: one request may hold 8"),
     ("classify", {"files": {"images": picture()}, "data": {"k": "1"}}, 422, "k: is not expected in this form"),
     ("classify", {"json": {"images": []}}, 422, "images"),
     ("classify", {"json": {"images": [""]}}, 422, "images.0"),
-    ("classify", {"json": {"images": [text(b"x")]}}, 415, "images.0: is not a picture, or damaged"),
+    ("classify", {"json": {"images": [text(b"x")]}}, 415, "images.0: is no PNG, JPEG or WebP, or damaged; save it as"),
     ("classify", {"content": b"", "headers": {"Content-Type": "image/png"}}, 415, "image: is empty"),
     ("classify", {"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type: text/plain"),
     ("classify", {"content": picture(0, (400, 251)), "headers": {"Content-Type": "image/png"}}, 413, "pixels"),
     ("neighbours?k=0", {"files": {"images": picture()}}, 422, "k=0: not a number of neighbours; 1 to 64"),
-    ("neighbours?k=x", {"files": {"images": picture()}}, 422, "k: input should be a valid integer"),
+    ("neighbours?k=x", {"files": {"images": picture()}}, 422, "k=x: is no whole number"),
     ("neighbours", {"files": [("images", picture())] * 2}, 422, "neighbours are looked for of one picture"),
+    ("neighbours?K=3", {"files": {"images": picture()}}, 422, "?K: is not expected in the address; settings belong in"),
+    ("generate?seed=3", {"json": SEED}, 422, "?seed: is not expected in the address; settings belong in the body"),
+    ("vary", {"data": {"image": "x"}, "files": {"mask": ""}}, 422, "image: is no file; send one: -F image=@FILE"),
+    ("classify", {"data": {"images": "x"}, "files": {"images": ""}}, 422, "images: is no file; send files called"),
     ("edit", {"json": {"image": text(picture()), "to": "3"}}, 404, "digits/edit: this model cannot do it; it can"),
 ]
 
@@ -442,6 +466,25 @@ def test_what_is_refused_is_refused_in_words(
     assert set(error) == {"where", "what", "hint", "message"}
     assert found.status_code == status, error
     assert says in error["message"], error
+
+
+@pytest.mark.parametrize(
+    ("ability", "sent", "says"),
+    [
+        (
+            "generate",
+            {"label": 3},
+            "label=3: this model is unconditional; leave the label out or give guide=own or give",
+        ),
+        ("edit", {"image": text(picture()), "to": "3", "guide": "labels"}, "no such guide; it has own and representat"),
+        ("edit", {"image": text(picture()), "to": "3", "strength": "x"}, "strength=x: is no number, not 'auto'"),
+    ],
+)
+def test_what_a_joint_model_refuses(client: httpx.Client, ability: str, sent: Any, says: str) -> None:
+    """In words of the API: the command line's own ways out are none here."""
+    found = client.post(path("joint", ability), json=sent)
+    assert found.status_code == 422
+    assert says in found.json()["error"]["message"]
 
 
 def test_a_class_that_cannot_be_edited_to(client: httpx.Client) -> None:
@@ -494,6 +537,71 @@ def test_a_mistake_of_the_servers_own_is_told_as_one(
     assert server.metric("twofold_errors_total") > errors
     monkeypatch.undo()
     assert client.post(path("digits", "generate"), json=SEED).status_code == 200
+
+
+class Fatal(BaseException):
+    """What nobody catches."""
+
+
+def test_a_device_that_has_died_is_told_to_whoever_asks(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/health` sends for somebody who starts the server again, as Kubernetes does; stopping it does not hang."""
+
+    def dying(*_: Any, **__: Any) -> Any:
+        raise Fatal("secret path")
+
+    with live([loaded(folders[:1])], neighbours=0) as server, server.client() as client:
+        monkeypatch.setattr("twofold.serve.work.drawing", dying)
+        seen: list[BaseException] = []
+        monkeypatch.setattr(server.service, "on_error", seen.append)
+        said = "device 0: has died of Fatal; start the server again; its log says more"
+        for method, where in (("POST", path("digits", "generate")), ("GET", "/health"), ("GET", "/ready")):
+            found = client.request(method, where, json=SEED if method == "POST" else None)
+            assert (found.status_code, found.json()["error"]["message"]) == (503, said)
+            assert found.headers["retry-after"] == "30"
+        assert client.post(path("digits", "generate"), json=SEED, headers={"Accept": "image/png"}).status_code == 503
+        assert "twofold_devices_dead 1.0" in client.get("/metrics").text
+        assert [str(error) for error in seen] == ["secret path"]
+
+
+def test_a_device_that_computes_no_more_has_died(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an error of CUDA, when whatever is tried on it fails."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with live([loaded(folders[:1])], neighbours=0) as server, server.client() as client:
+        monkeypatch.setattr("twofold.serve.work.drawing", broken)
+        assert client.post(path("digits", "generate"), json=SEED).status_code == 500
+        assert client.get("/health").status_code == 200
+        monkeypatch.setattr(torch, "ones", broken)
+        found = [client.post(path("digits", "generate"), json=SEED), client.get("/health")]
+        monkeypatch.undo()
+        assert [answer.status_code for answer in found] == [503, 503]
+        assert "device 0: has died of RuntimeError" in found[0].text
+
+
+def test_models_whose_training_images_are_not_searched_do_not_say_that_they_are(folders: list[str]) -> None:
+    with live([loaded(folders[:1])], neighbours=0) as server, server.client() as client:
+        assert "neighbours" not in client.get("/v1/models/digits").json()["abilities"]
+        assert client.post(path("digits", "neighbours"), files={"images": picture()}).status_code == 404
+
+
+def test_larger_images_are_computed_a_few_at_a_time(
+    server: Live, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, models: Any
+) -> None:
+    """Not as many as of the model's own size, whose memory the batch is for."""
+    rows: list[int] = []
+
+    def counting(model: Any, plan: Any, seeds: Any, *rest: Any) -> Any:
+        rows.append(len(seeds))
+        return drawing(model, plan, seeds, *rest)
+
+    monkeypatch.setattr("twofold.serve.work.drawing", counting)
+    asked = {"n": 8, "label": "1", "steps": 1, "size": [32, 24]}  # twelve times as large, and a batch has 32
+    found = client.post(path("digits", "generate"), json=asked).json()["images"]
+    assert rows == [2, 2, 2, 2]
+    ours = twofold.sample(models["digits"], range(8), 1, steps=1, size=(32, 24)).numpy()
+    assert all(levels(pixels(one["png"]), mine) <= 1 for one, mine in zip(found, ours, strict=True))
 
 
 def test_numbers_for_prometheus(server: Live, client: httpx.Client) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator, Hashable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,6 +177,23 @@ def test_a_deadline_passes_while_computing_and_computing_stops() -> None:
     assert len(work.steps) < 10**9
 
 
+def test_a_deadline_passes_while_the_device_is_in_the_middle_of_a_long_step() -> None:
+    """Of whoever waits for that step, and of whoever waits behind it."""
+    engine, work = Engine(["cpu"]), Work()
+    work.gate.clear()
+
+    async def body() -> None:
+        stuck = engine.submit(Job("a", 1, work, 0, 0.05))
+        await started(work)
+        behind = engine.submit(Job("b", 1, work, 1, 0.05))
+        for job in (stuck, behind):
+            with pytest.raises(Refused, match="deadline: not answered within 0.05 seconds"):
+                await job.answer
+        work.gate.set()
+
+    running(engine, body)
+
+
 def test_a_deadline_counts_from_when_the_request_had_arrived() -> None:
     engine, work = Engine(["cpu"]), Work()
 
@@ -284,6 +302,76 @@ def test_failing_while_nobody_is_there_does_not_end_the_device() -> None:
     running(engine, body)
 
 
+class Fatal(BaseException):
+    """Nothing that is made for failures catches it."""
+
+
+def fatal(place: Any, jobs: Any) -> Generator[None, None, None]:
+    yield
+    raise Fatal("the card has fallen off the bus")
+
+
+def test_who_waits_for_a_device_that_dies_is_told_at_once_and_so_is_who_comes_after() -> None:
+    """Also whose group takes turns with the one that killed it, and of a lone device everybody in the queue."""
+    seen: list[BaseException] = []
+    engine, work = Engine(["cpu"], groups=2, wait=0, watcher=Watcher(failed=seen.append)), Work()
+    work.gate.clear()
+
+    async def body() -> list[Exception]:
+        jobs = [engine.submit(Job("beside", 10**9, work, 0, 60))]
+        await started(work)
+        jobs += [engine.submit(Job(key, 1, compute, 1, 60)) for key, compute in (("bad", fatal), ("behind", work))]
+        work.gate.set()
+        found = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+        with pytest.raises(Refused) as late:
+            engine.submit(Job("late", 1, work, 0, 60))
+        return [*found, late.value]  # type: ignore[list-item]
+
+    found = running(engine, body)  # which also shows that the end of the engine does not wait for its dead device
+    says = "device 0: has died of Fatal; start the server again; its log says more"
+    assert [(one.status, str(one)) for one in found] == [(503, says)] * 4
+    assert found[0].headers() == {"Retry-After": "30"}
+    assert [str(error) for error in seen] == ["the card has fallen off the bus"]
+    assert engine.living == engine.working == engine.waiting == 0
+
+
+def test_others_go_on_when_one_device_dies() -> None:
+    engine, work = Engine(["one", "two"]), Work()
+
+    async def body() -> None:
+        with pytest.raises(Refused, match="device [01] of 2: has died of Fatal"):
+            await engine.submit(Job("a", 1, fatal, 0, 60)).answer
+        for i in range(4):
+            assert await engine.submit(Job("a", 1, work, i, 60)).answer == (
+                engine.places[1 - next(iter(engine.dead))],
+                i,
+            )
+
+    running(engine, body)
+    assert engine.living == 1
+
+
+def test_a_device_is_asked_whether_it_lives_after_each_failure() -> None:
+    """After some errors of CUDA everything fails for good, and nothing of it ends a thread."""
+    asked: list[str] = []
+
+    def check(place: str) -> None:
+        asked.append(place)
+        if len(asked) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = Engine(["cuda:0"], check=check)
+
+    async def body() -> None:
+        with pytest.raises(ValueError, match="at once"):
+            await engine.submit(Job("a", 1, at_once, 0, 60)).answer
+        with pytest.raises(Refused, match="device 0: has died of RuntimeError"):
+            await engine.submit(Job("a", 1, at_once, 0, 60)).answer
+
+    running(engine, body)
+    assert asked == ["cuda:0"] * 2
+
+
 def test_a_users_mistake_is_422_and_no_failure() -> None:
     seen: list[BaseException] = []
 
@@ -299,6 +387,24 @@ def test_a_users_mistake_is_422_and_no_failure() -> None:
     engine = Engine(["cpu"], watcher=Watcher(failed=seen.append))
     running(engine, body)
     assert seen == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_what_does_not_go_into_memory_is_503_and_told_to_the_log(error: Exception) -> None:
+    seen: list[BaseException] = []
+
+    def large(place: Any, jobs: Any) -> Generator[None, None, None]:
+        yield
+        raise error
+
+    async def body() -> None:
+        with pytest.raises(Refused, match="device: has not enough memory for this now; ask for fewer") as refused:
+            await engine.submit(Job("a", 1, large, 0, 60)).answer
+        assert refused.value.status == 503
+
+    engine = Engine(["cpu"], watcher=Watcher(failed=seen.append))
+    running(engine, body)
+    assert seen == [error]
 
 
 def test_groups_take_turns_and_no_more_than_asked_for() -> None:
@@ -386,7 +492,7 @@ SCHEDULES = st.lists(
     st.tuples(
         st.integers(0, 3),  # key
         st.integers(1, 5),  # images, and steps
-        st.sampled_from(["stay", "stay", "stay", "leave", "hurry", "fail", "forget"]),
+        st.sampled_from(["stay", "stay", "stay", "leave", "hurry", "fail", "forget", "kill"]),
         st.booleans(),  # whether others have a turn before the next comes
     ),
     min_size=1,
@@ -404,7 +510,10 @@ def test_every_job_is_answered_exactly_once(schedule: Any, batch: int, groups: i
     def compute(place: Any, jobs: Any) -> Generator[None, None, None]:
         for _ in range(max(job.images for job in jobs)):
             yield
-        if any(how == "fail" for _, how in (job.asked for job in jobs)):
+        hows = [job.asked[1] for job in jobs]
+        if "kill" in hows:
+            raise Fatal
+        if "fail" in hows:
             raise ValueError("failed")
         for job in jobs:
             if job.asked[1] != "forget":
@@ -430,7 +539,7 @@ def test_every_job_is_answered_exactly_once(schedule: Any, batch: int, groups: i
             except asyncio.CancelledError:
                 assert how == "leave"
             except Refused as refused:
-                assert (how, refused.status) == ("hurry", 504)
+                assert (refused.status == 503 and engine.dead) or (how, refused.status) == ("hurry", 504)
             except (ValueError, RuntimeError) as error:
                 assert str(error) in ("failed", "was not answered")
         await asyncio.sleep(0)  # callbacks come a turn later

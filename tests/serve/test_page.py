@@ -276,7 +276,7 @@ def test_features_can_be_saved(opened: Callable[..., Any]) -> None:
 def test_a_damaged_image_is_told_of(opened: Callable[..., Any]) -> None:
     page = opened("#recognize")
     choose(page, "recognize", b"no image")
-    page.locator("#recognize .problem", has_text="mine.png: is not a picture, or damaged; send PNG").wait_for()
+    page.locator("#recognize .problem", has_text="mine.png: is no PNG, JPEG or WebP, or damaged; save it").wait_for()
 
 
 def test_a_made_image_goes_to_the_other_tabs(page: Any) -> None:

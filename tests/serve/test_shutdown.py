@@ -87,7 +87,7 @@ def test_a_balancer_is_told_before_connections_are_refused(folder: str) -> None:
 
 def test_a_second_signal_ends_it_at_once(folder: str) -> None:
     body = {"seed": 1, "n": 64, "label": 1, "steps": 1000, "sampler": "heun", "size": [64, 64]}
-    with process(*words(folder), "--port", "0", "deadline=3600") as (one, base):
+    with process(*words(folder), "--port", "0", "deadline=3600", "area=64") as (one, base):
         content = json.dumps(body).encode()
         host, port = base.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as caller:

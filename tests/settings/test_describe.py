@@ -42,7 +42,7 @@ def test_every_setting_has_a_help(model: type[Settings]) -> None:
 
 def test_a_setting_two_kinds_have_is_there_once_for_each() -> None:
     found = {entry.kind: entry for entry in describe(TrainSettings) if entry.path == "network.channels"}
-    assert set(found) == {"unet", "convnet", "unet_encoder", "autoencoder", "iddm"}
+    assert set(found) == {"unet", "convnet", "unet_encoder", "autoencoder", "iddm", "rdn"}
     for kind, model in (("unet", UNetSettings), ("convnet", ConvNetSettings)):
         field = model.model_fields["channels"]
         assert (found[kind].default, found[kind].help) == (str(field.default), field.description)

@@ -26,6 +26,7 @@ MINIMAL = "data: digits\n"
 # presets for one's own images, which leave the source open, so that nobody trains on digits by mistake
 OWN_IMAGES = {
     *("images-32", "images-64", "finetune", "lora", "noisy-mlp", "latent-128", "latent-256", "sr-x2", "sr-x4"),
+    "sr-x4-rdn",
     *("autoencoder-kl-f8", "autoencoder-128", "autoencoder-256"),
     *("iddm-64", "iddm-anime", "iddm-neu", "iddm-nrsd", "iddm-wood"),
 }

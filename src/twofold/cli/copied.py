@@ -13,7 +13,8 @@ from ..settings.copies import CopiesSettings
 from ..settings.data import DataSettings
 from .generated import read_npz
 from .history import run_of
-from .show import Progress, say
+from .packed import packed
+from .show import say
 from .yardstick import by, held_out_of, part_of
 
 if TYPE_CHECKING:
@@ -113,11 +114,10 @@ def real_images(data: DataSettings, settings: CopiesSettings, shape: tuple[int, 
     """Raises `UserError` where images are of another shape, or there are none to calibrate on."""
     import numpy as np
 
-    from ..data import open_store, spread
+    from ..data import spread
     from ..data.duplicates import same
 
-    with Progress("packing the data", quiet) as packing:
-        store = open_store(data, packing)
+    store = packed(data, quiet)
     if tuple(store.shape) != tuple(shape):
         what = f"its images are {by(store.shape)}, those looked at {by(shape)}"
         raise UserError(f"data={data.source}", what, "set data.size and data.channels, or give the right data")
@@ -132,8 +132,7 @@ def real_images(data: DataSettings, settings: CopiesSettings, shape: tuple[int, 
     else:
         unknown = {"source": settings.held_out, "size": store.shape[1:], "channels": store.shape[0]}
         fits = {"fit": data.fit, "background": data.background}
-        with Progress("packing new real images", quiet) as packing:
-            other = open_store(DataSettings.model_validate({**unknown, **fits}), packing)
+        other = packed(DataSettings.model_validate({**unknown, **fits}), quiet, "packing new real images")
         found = other.indices("all")
         images, where = other.batch(found[spread(len(found), MOST_HELD_OUT)]), settings.held_out
     return Real(store, rows[kept], times, images, where)

@@ -12,13 +12,14 @@ from ..settings.evaluate import EvaluateSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from .answered import judge, number, print_answers
 from .compared import check_reference, compare, compare_to_file, save_statistics
-from .generated import Generated, check_request, draw_samples, pixels_hash, read_images
+from .generated import Generated, check_request, draw_samples, pixels_hash, read_images, settled
 from .history import run_of, warn_of_training_images, with_earlier
 from .likelihood import OF_LIKELIHOOD, measure_likelihood, prepare_likelihood, print_likelihood
 from .located import locates
 from .ood import Beside, prepare_beside, print_told_apart
+from .packed import packed
 from .placed import judge_places, print_places
-from .show import Progress, say
+from .show import say
 from .yardstick import check_images, judge_of, named, prepare
 
 if TYPE_CHECKING:
@@ -89,14 +90,6 @@ def write_reference(settings: EvaluateSettings, device: str | None, quiet: bool)
     return 0
 
 
-def packed(data: DataSettings, quiet: bool) -> Store:
-    from ..data import open_store
-
-    with Progress("packing the data", quiet=True) as packing:
-        packing.quiet = quiet
-        return open_store(data, packing)
-
-
 def evaluate(
     source: str,
     settings: EvaluateSettings,
@@ -149,6 +142,7 @@ def evaluate(
         beside = prepare_beside(model, store, settings, quiet)
         found = judge(model, store, settings, quiet) if first else None
     else:
+        settings = settled(settings, model)
         beside = beside_images(path, model, settings, quiet)
         given, store, found = against(path, model, settings, place, quiet)
     bits = measure_likelihood(model, counted, settings, quiet) if counted else {}
@@ -158,6 +152,7 @@ def evaluate(
     if beside is not None:
         beside.add_to(found, settings, quiet)
     warn_of_training_images(found, path, store, settings, quiet)
+    settings = settled(settings, model)  # of what is not sampled too: its name is what it always was
     name = weights_hash(model) if model is not None else pixels_hash(given)
     found |= {"source": {"path": source, "hash": name}, "settings": settings.model_dump(mode="json")}
     keep(found, path, (out or home_of(path) / "evaluations") / f"{settings_hash(settings)}-{name[:8]}", quiet)

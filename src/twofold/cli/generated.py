@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..denoiser import Denoiser
     from ..generate.sample import Plan
 
+STEPS = 20  # of samples that are measured, whatever the sampler: they are comparable then
 UNTOLD = ("png", "npz", "columns")  # of a manifest: they change no image
 
 
@@ -65,6 +66,14 @@ def check_request(model: Denoiser, settings: EvaluateSettings) -> None:
     if names != known:
         what = f"knows {some(known)}, the guide asks for {some(names)}"
         raise UserError(where, what, "give a classifier of the same classes in the same order")
+
+
+def settled(settings: EvaluateSettings, model: Any) -> EvaluateSettings:
+    """With the sampler and its steps: those given, the model's usual ones, or 20."""
+    from ..generate.usual import settled as usually
+
+    settings = usually(settings, model)
+    return settings.model_copy(update={"steps": settings.steps or STEPS})
 
 
 def planned(model: Denoiser, settings: EvaluateSettings, guide: Any) -> Plan:

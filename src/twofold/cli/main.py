@@ -244,7 +244,9 @@ def _failed(error: Exception) -> int:
         _tell(f"twofold: error: {text}; what was saved before is kept: free some room and give the same command again")
         return 1
     if isinstance(error, UserError):
-        _tell(f"twofold: error: {error}")
+        from .ranks import tell_once
+
+        tell_once(str(error), lambda text: _tell(f"twofold: error: {text}"))
         return 2
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return 141

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..settings.probe import ProbeSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
+from .packed import packed
 from .sample import precision as named
 from .show import Progress, say
 from .train import command_line
@@ -54,7 +55,6 @@ def probe(
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("loading the model and the data ...", quiet)
-    from ..data import open_store
     from ..files import atomic_json
     from ..hashing import model_hash
     from ..learn.foreign import check_foreign
@@ -65,8 +65,7 @@ def probe(
     first = accelerator.is_main_process
     start = time.monotonic()
     denoiser = open_denoiser(source, settings.at, accelerator.device)
-    with Progress("packing the data", quiet or not first) as packing:
-        store = open_store(data_for(source, settings.data, denoiser), packing)
+    store = packed(data_for(source, settings.data, denoiser), quiet or not first)
     check_foreign(source, denoiser, store)
     name = model_hash(denoiser)
     folder = out or home_of(source) / PROBES / f"{settings_hash(settings)}-{name[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .probe import home_of, prepare
 from .remade_folder import Folder, Original
 from .show import Progress, say
 from .told import told_as
+from .train import command_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from ..denoiser import Denoiser
     from ..generate.sample import Plan
     from .masks import Masks
+
+OPTIONS = ("--out", "--device", "--quiet")
 
 
 @dataclass(frozen=True)
@@ -45,42 +49,40 @@ Make = Callable[["Denoiser", "Plan"], Callable[..., "Tensor"]]
 Source = Callable[[DataSettings], "Masks"]
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN", help="a run folder, a .safetensors file, or a diffusers folder")
+    parser.add_argument("images", metavar="IMAGES", help="an image, a folder, Parquet files, digits or a hub name")
+
+
 def remake(
-    kind: str,
-    source: str,
-    images: str,
-    settings: GivenSettings,
-    making: Make,
-    masking: Source | None,
-    device: str | None,
-    quiet: bool,
-    out: Path | None = None,
-    command: str = "",
+    kind: str, args: argparse.Namespace, settings: GivenSettings, making: Make, masking: Source | None = None
 ) -> str:
-    """Makes `settings.n` new images of every one, into `out` (default: <kind>/ of the run); returns what to tell the
+    """Makes `settings.n` new images of every one, into --out (default: <kind>/ of the run); returns what to tell the
     user. A batch that is written is not computed again.
 
     kind: "inpainted" or "varied". making: (model, plan) -> the function that makes them. masking: opens the masks.
     """
-    start = time.monotonic()
+    start, source, images, quiet = time.monotonic(), args.source, args.images, args.quiet
     say("loading torch ...", quiet)
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("loading the model ...", quiet)
     from ..data import open_images
+    from ..generate.usual import settled
     from ..learn.training import make_accelerator
     from .predict import data_of, image_shape
 
-    accelerator = make_accelerator(device)
+    accelerator = make_accelerator(args.device)
     if accelerator.num_processes > 1:
         raise UserError("torchrun", "these images are made by one process", "give the same command without it")
     maker = maker_of(source, settings, making, accelerator.device)
+    settings = settled(settings, maker.model)
     data = data_of(source, images, image_shape(maker.model), settings)  # type: ignore[arg-type]
     with told_as(f"IMAGES {images}", f"data={images}"):
         opened = open_images(data)
     masks = masking(data) if masking else None
     place, facts = place_of(kind, source, images, settings, maker, (opened.identity(), masks and masks.identity))
-    folder = Folder(out or place, kind, facts, settings)
+    folder = Folder(Path(args.out) if args.out else place, kind, facts, settings)
     total = min(opened.count() or 0, settings.images or opened.count() or 0) or None
     with Progress("painting" if masks else "varying", quiet) as progress:
         left_out = lambda one, why: progress.line(f"left out: {one} ({why})")  # noqa: E731
@@ -92,7 +94,7 @@ def remake(
             progress(folder.done, total)
     if not folder.done:
         raise UserError(images, "holds no readable image", "nothing was written")
-    return folder.finish(command, source, time.monotonic() - start)
+    return folder.finish(command_line(), source, time.monotonic() - start)
 
 
 def place_of(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, nearest, some
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from ..settings.sample import GUIDES, SampleSettings
+from .packed import packed
 from .show import Progress, say
 from .told import told_as
 
@@ -38,12 +39,14 @@ def run(args: argparse.Namespace) -> int:
     from accelerate.utils import broadcast_object_list
 
     from ..generate.produce import produce
+    from ..generate.usual import settled
     from ..hashing import weights_hash
     from ..learn.fastest import DTYPES
     from ..learn.training import make_accelerator
 
     accelerator = make_accelerator(args.device)
     model, guide = models(args.source, settings, accelerator.device)
+    settings = settled(settings, model)
     labels = asked_of(args.source, settings, model, guide, args.quiet)
     weights = [weights_hash(part) for part in (model, guide) if part is not None]
     out = Path(args.out) if args.out else default_folder(Path(args.source), settings, *weights)
@@ -59,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         produce(model, out, settings, weights[0], *share, progress, labels=labels, guide=guide)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        print(f"{out}: {settings.n} images (grid.png, images.npz, manifest.json)")
+        how = settings.sampler if settings.steps is None else f"{settings.sampler} in {settings.steps} steps"
+        print(f"{out}: {settings.n} images by {how} (grid.png, images.npz, manifest.json)")
     return 0
 
 
@@ -114,13 +118,11 @@ def asked_of(source: str, settings: SampleSettings, model: Denoiser, guide: Any,
     if settings.label != TRAIN or TRAIN in class_names(model, by):
         requested(settings, model, by)
         return None
-    from ..data import open_store
     from ..run import Run
 
     if not (Path(source) / "settings.yaml").is_file():
         raise UserError("label=train", f"{source} is no run, whose training images are known", "name a label")
-    with Progress("packing the data", quiet) as packing:
-        store = open_store(Run.open(Path(source)).settings().data, packing)
+    store = packed(Run.open(Path(source)).settings().data, quiet)
     return drawn_labels(known_labels(store, model, by), range(settings.seed, settings.seed + settings.n))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..denoiser import Denoiser
 
 OPTIONS = ("--out", "--device", "--quiet")
+SAMPLED = ("sampler", "steps", "sigma_max", "seed", "label", "guidance", "low_noise")  # settings of denoisers alone
 
 
 def settings_model() -> type[UpscaleSettings]:
@@ -97,11 +98,17 @@ def model_of(source: str, settings: UpscaleSettings, device: torch.device) -> De
     """The model, after everything that can be wrong with asking it has been checked."""
     import torch
 
-    from ..generate.upscale import check_upscales, upscale
+    from ..generate.upscale import check_low_noise, check_upscales, upscale
+    from ..networks.rdn import Upscaler
     from ..run import load
 
     model: Any = load(source, settings.at, device)
     check_upscales(model, source)
+    given = [name for name in SAMPLED if name in settings.model_fields_set]
+    if given and isinstance(model, Upscaler):
+        what = f"{source} is a regression model, which draws nothing: one pass, and always the same image"
+        raise UserError(given[0], what, f"leave {given[0]} out")
+    check_low_noise(model, settings.low_noise)
     prepare(model, settings.precision, device)
     how = {**asked(settings), "steps": 1, "micro_batch": 1, "tile": 0}
     upscale(model, torch.zeros(1, model.shape[0], 4, 4, dtype=torch.uint8), [0], **how)
@@ -109,7 +116,7 @@ def model_of(source: str, settings: UpscaleSettings, device: torch.device) -> De
 
 
 def asked(settings: UpscaleSettings) -> dict[str, Any]:
-    names = ("sampler", "steps", "label", "guidance", "sigma_max", "tile", "micro_batch")
+    names = ("sampler", "steps", "label", "guidance", "sigma_max", "low_noise", "tile", "micro_batch")
     return {name: getattr(settings, name) for name in names}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..report.upscaled import Compared
 
-MEASURES = ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic")
+MEASURES = ("psnr", "psnr_bicubic", "ssim", "ssim_bicubic", "detail", "detail_bicubic", "detail_true")
 
 
 class Distances:
@@ -165,25 +165,31 @@ class Folder:
             text += f"{title:{wide}}" + "".join(f"{form.format(value):>12}" for value in values) + "\n"
         small = min(min(size) for size in self.sizes) < 11
         note = f"means over {metrics['measured']:,} images, 8 bits, all channels together"
+        if metrics.get("detail_true"):
+            shares = [metrics[name] / metrics["detail_true"] for name in ("detail", "detail_bicubic")]
+            text += f"{'detail':{wide}}" + "".join(f"{100 * share:>10.1f} %" for share in shares) + "\n"
+            note += "; detail: squared differences of neighbouring pixels, of those of the true images"
         return text + note + ("; SSIM with a smaller window than the usual 11x11" if small else "")
 
 
 def measured(picture: Picture, image: Tensor, factor: int) -> dict[str, float]:
     """How near an image uint8 (C, H, W) comes to the truth, and bicubic enlargement; {} where there is no truth."""
     from ..lowres import enlarged
-    from ..measure.fidelity import psnr, ssim
+    from ..measure.fidelity import detail, psnr, ssim
 
     if picture.truth is None:
         return {}
     truth, bicubic = picture.truth[None], enlarged(picture.low[None], factor)
     values = [float(measure(one, truth)[0]) for measure in (psnr, ssim) for one in (image[None], bicubic)]
+    values += [float(detail(one)[0]) for one in (image[None], bicubic, truth)]
     return {name: float(f"{value:.6g}") for name, value in zip(MEASURES, values, strict=True)}
 
 
 def averages(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the images with a truth."""
     known = [row for row in rows if "psnr" in row]
-    means = {name: sum(row[name] for row in known) / len(known) for name in MEASURES} if known else {}
+    names = [name for name in MEASURES if known and all(name in row for row in known)]  # older folders have fewer
+    means = {name: sum(row[name] for row in known) / len(known) for name in names}
     return {"images": len(rows), "measured": len(known), **means}
 
 

@@ -5,7 +5,7 @@ The augmentation itself is `twofold.data.augment.augment`.
 
 from .augment import AUGMENT_DRAWS, AUGMENT_LABELS, flip
 from .decode import BadImage, decode
-from .describe import describe, notes
+from .describe import describe, notes, unreadable
 from .items import SPLITS, Item, Source
 from .order import ImageOrder, image_order, spread
 from .pack import cache_root
@@ -38,5 +38,6 @@ __all__ = [
     "open_store",
     "spread",
     "stream",
+    "unreadable",
     "write_labels",
 ]

@@ -210,6 +210,17 @@ def notes(store: Store) -> list[str]:
     return [line for line in lines if line] + outside(store)
 
 
+def unreadable(store: Store) -> str:
+    """One line on the images that were left out because they cannot be read; "" where there are none."""
+    bad = store.meta["bad_images"]
+    if not bad:
+        return ""
+    reason = ": ".join(map(str, bad[0].values()))
+    many = f"{len(bad):,} images cannot be read and are" if len(bad) > 1 else "one image cannot be read and is"
+    place = f"listed under bad_images in {store.folder / 'meta.json'}"
+    return f"{store.settings.source}: {many} left out, {'first ' if len(bad) > 1 else ''}{reason}; {place}"
+
+
 def unused_columns(store: Store) -> str:
     """One line on the columns of a folder's metadata.csv or .jsonl that no setting names; "" where there are none."""
     own = store.settings.model_copy(update={"unlabelled": None, "generated": None})

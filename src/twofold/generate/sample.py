@@ -7,10 +7,11 @@ forward pass has exactly micro_batch rows (short batches are padded), so at one 
 in any batch, order and number of processes; at another one kernels may sum in another order, which moves it by at most
 one uint8 level. The solver's state is float64 (float32 where the device has none); the network sees its own dtype.
 
-Default: DPM-Solver++(2M) on 20 levels uniform in ln sigma, the spacing of its theory. For exact denoisers of mixtures
-around CIFAR-10 images (EDM's and DDPM's ranges of sigma) its samples have the right spread around the images within
-2 %; 20 Karras levels are up to 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun (35 evaluations) 11 %. All of them reach
-about as many different images. Every sampler at equal cost, on an exact denoiser and on digits: `docs/samplers.md`.
+Default, unless the model has another one: DPM-Solver++(2M) on 20 levels uniform in ln sigma, the spacing of its
+theory. For exact denoisers of mixtures around CIFAR-10 images (EDM's and DDPM's ranges of sigma) its samples have the
+right spread around the images within 2 %; 20 Karras levels are up to 7 % off, 50 steps of DDIM 7 %, 18 of EDM's Heun
+(35 evaluations) 11 %. All of them reach about as many different images. Every sampler at equal cost, on an exact
+denoiser and on digits: `docs/samplers.md`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .guidance import check_interval, clipped, guided
 from .guide import CLASSIFIER, LABELS, REPRESENTATIONS, Guide, make_guide
 from .labels import check_labels, guides_of
 from .samplers import SAMPLERS, Denoise, Sampler, Step, resolve
+from .usual import usual
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 MAX_SEED = 2**63 - 1
@@ -62,7 +64,7 @@ class Plan:
 
 def plan(
     denoiser: Denoiser,
-    sampler: str = "dpmpp2m",
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] | None = None,
@@ -85,6 +87,7 @@ def plan(
     """
     if denoiser.low_factor:
         raise UserError("this model", "is for super-resolution alone", "use `twofold upscale RUN IMAGES`")
+    sampler, steps = usual(denoiser, sampler, steps, grid)
     chosen, options = _options(denoiser, sampler, options, guide)
     shape = shape_at(denoiser, size)
     if micro_batch < 1:
@@ -179,7 +182,7 @@ def sample(
     denoiser: Denoiser,
     seeds: int | Sequence[int],
     label: int | str | Sequence[int | str] | Tensor | None = None,
-    sampler: str = "dpmpp2m",
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] | None = None,
@@ -199,18 +202,18 @@ def sample(
     """Images of these seeds, uint8 (N, C, H, W) on the CPU.
 
     seeds: one per image, or their number (0..n-1). label: a class's index or name for all, one per image, or None.
-    sampler: a name in `SAMPLERS`; `options` are its own (eta, variance, s_churn, ...). steps, grid: default to the
-    sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if there is an interval.
-    sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch: images per forward pass.
-    clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with (done, in all).
-    guide: who pulls towards the label: "labels" (None: the model's own condition, whose scale is guidance),
-    "representations" or "own" (the head of a joint model, by the maps its decoder reads or as a classifier), or a
-    classifier that knows noise. guide_scale: how much, 0 = not at all; default: what is usual for it. It acts where
-    low < sigma <= high of guide_interval, by default at all levels it knows. An unconditional model then takes labels
-    of its guide: classes, or for a guide that knows attributes "Smiling;not Male" or (N, K) in 1, 0, -1 (free).
-    Classes are matched by name where both have names. size: (height, width) in pixels, by default what
-    the model was trained at. grid: karras, log, time, ddim, fast (DPM-Solver-fast's nodes), or a respacing such as
-    ddim25 or 10,15,20. to_zero: False ends at the smallest level, as some published recipes do.
+    sampler: a name in `SAMPLERS`, by default the model's usual one; `options` are its own (eta, variance, ...). steps,
+    grid: default to the sampler's. guidance: 1 = conditional, 0 = unconditional; acts where low < sigma <= high if
+    there is an interval. sigma_min, sigma_max: ends of a karras or log grid, by default the model's. micro_batch:
+    images per forward pass. clip: clamp x0_hat to [-1, 1]; by default what the denoiser says. progress: called with
+    (done, in all). guide: who pulls towards the label: "labels" (None: the model's own condition, whose scale is
+    guidance), "representations" or "own" (the head of a joint model, by the maps its decoder reads or as a
+    classifier), or a classifier that knows noise. guide_scale: how much, 0 = not at all; default: what is usual for
+    it. It acts where low < sigma <= high of guide_interval, by default at all levels it knows. An unconditional model
+    then takes labels of its guide: classes, or for a guide that knows attributes "Smiling;not Male" or (N, K) in 1, 0,
+    -1 (free). Classes are matched by name where both have names. size: (height, width) in pixels, by default what the
+    model was trained at. grid: karras, log, time, ddim, fast (DPM-Solver-fast's nodes), or a respacing such as ddim25
+    or 10,15,20. to_zero: False ends at the smallest level, as some published recipes do.
 
     Runs in inference mode with the network in eval mode, which is undone afterwards. Raises `UserError` before any
     computation for anything that cannot be.

@@ -5,8 +5,13 @@
 The model sees the low image at every step (Saharia et al. 2021, SR3). One step from high noise gives about the mean of
 all images that fit: smooth. More steps draw one of them: sharp, and its details are made up.
 
+A regression model (`twofold.networks.rdn`) sees the low image alone and answers once: low -> enlarged, no sampler.
+
 An image larger than `tile` is denoised in overlapping tiles at every step, and the tiles' x0_hat are blended there
 (Bar-Tal et al. 2023, MultiDiffusion): noise and solver are of the whole image, so no seam can grow from step to step.
+
+A model trained with noise on its low images (Ho et al. 2021, cascaded diffusion) may be given some here, and is told
+the level: it then trusts what it sees less, and makes up more.
 """
 
 from __future__ import annotations
@@ -14,18 +19,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..denoiser import Cond, Denoiser
+from ..draws import ImageDraws
 from ..errors import UserError
 from ..lowres import enlarge
+from ..networks.rdn import Upscaler
 from .labels import check_labels
-from .sample import MAX_SEED, Progress, draw, place, plan
+from .sample import MAX_SEED, Progress, draw, evaluating, place, plan
+from .tiles import Tiles
 
 AT_ONCE = 1 << 16  # pixels denoised together where nothing else is asked for: 64 images of 32x32, one of 256x256
 MOST_AT_ONCE = 64  # images
-ALIGNED = 16  # pixels between the beginnings of tiles are a multiple of this: levels of a U-Net fall on the same places
+LOW_NOISE = 2  # index of the draws of `low_noise`: 0 is the noise that images start from, 1 chooses labels
 TRAINED = 2  # a tile has so many times the side of the images that were trained on, where nothing else is asked for
 
 
@@ -33,10 +42,13 @@ class Given(Denoiser):
     """A super-resolution model and the low images of one batch, as a denoiser that needs nothing else.
 
     low: x0 (B, C, h, w). tile: (height, width) of the parts that are denoised, in pixels; None: the whole image.
-    A batch of x has B rows, or all of them once more for each further condition (guidance).
+    low_noise: level of the noise that low has been given. A batch of x has B rows, or all of them once more for each
+    further condition (guidance).
     """
 
-    def __init__(self, denoiser: Denoiser, low: Tensor, tile: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, low: Tensor, tile: tuple[int, int] | None = None, low_noise: float = 0.0
+    ) -> None:
         super().__init__()
         check_upscales(denoiser)
         factor = denoiser.low_factor
@@ -47,9 +59,7 @@ class Given(Denoiser):
         self.classes, self.class_names = denoiser.classes, denoiser.class_names
         self.learns_variance = denoiser.learns_variance
         self.family = getattr(denoiser, "family", None)
-        sides = [min(side, wanted) for side, wanted in zip((height, width), tile or (height, width), strict=True)]
-        self._sides, self._places = sides, [starts(n, side) for n, side in zip((height, width), sides, strict=True)]
-        self._ramp = ramp(sides, [len(places) > 1 for places in self._places], low.device)
+        self._tiles, self._low_noise = Tiles(height, width, tile), low_noise
 
     def denoise(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         return self._tiled(self.denoiser.denoise, x, sigma, cond)
@@ -65,51 +75,25 @@ class Given(Denoiser):
         return self.denoiser.start_scale(sigma)
 
     def size_problem(self, height: int, width: int) -> str | None:
-        return self.denoiser.size_problem(*self._sides)
+        return self.denoiser.size_problem(*self._tiles.sides)
 
     def _tiled(self, ask: Callable[..., Tensor], x: Tensor, sigma: Tensor | float, cond: Cond | None) -> Tensor:
         low = self.low.to(x.dtype).repeat(len(x) // len(self.low), 1, 1, 1)
         cond = dict(cond or {})
-        if all(len(places) == 1 for places in self._places):
-            return ask(x, sigma, {**cond, "low": low})
-        total, weight = None, x.new_zeros(x.shape[2:])
-        ramp = self._ramp.to(x.dtype)
-        for top in self._places[0]:
-            for left in self._places[1]:
-                part = (..., slice(top, top + self._sides[0]), slice(left, left + self._sides[1]))
-                found = ask(x[part], sigma, {**cond, "low": low[part]})
-                total = found.new_zeros((*found.shape[:2], *x.shape[2:])) if total is None else total
-                total[part] += ramp * found
-                weight[part] += ramp
-        assert total is not None
-        return total / weight
-
-
-def starts(length: int, tile: int) -> list[int]:
-    """Where tiles of this length begin along a side: they overlap by a quarter at least, and cover all of it."""
-    step = max(1, tile * 3 // 4)
-    step = step - step % ALIGNED or step
-    return [*range(0, max(length - tile, 0), step), length - tile] if length > tile else [0]
-
-
-def ramp(sides: Sequence[int], several: Sequence[bool], device: torch.device) -> Tensor:
-    """(h, w): what a tile's pixels weigh, rising from its edges over a quarter of it where there are several tiles."""
-    weights = []
-    for side, many in zip(sides, several, strict=True):
-        at = torch.arange(side, dtype=torch.float64, device=device)
-        edge = torch.minimum(at + 0.5, side - at - 0.5) / (side / 4)
-        weights.append(edge.clamp(max=1) if many else torch.ones_like(edge))
-    return weights[0][:, None] * weights[1][None]
+        if self._low_noise:
+            cond["low_noise"] = x.new_full((len(x),), self._low_noise)
+        return self._tiles.blended(lambda part: ask(x[(..., *part)], sigma, {**cond, "low": low[(..., *part)]}))
 
 
 def upscale(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Upscaler,
     images: Tensor,
     seeds: Sequence[int],
     label: Any = None,
     guidance: float = 1.0,
     tile: int | None = None,
     micro_batch: int | None = None,
+    low_noise: float = 0.0,
     progress: Progress | None = None,
     **how: Any,
 ) -> Tensor:
@@ -117,8 +101,10 @@ def upscale(
 
     seeds: one an image. label: as in `sample`, of a class-conditional model. tile: side in pixels of the parts of a
     large image; None: twice that of the images trained on; 0: never in parts. micro_batch: images per forward pass;
-    None: as many as have 2^16 pixels, 64 at most. how: sampler, steps and so on of `sample`. An image is the same with
-    any others beside it. Raises `UserError` for a model of another kind and for images of other channels.
+    None: as many as have 2^16 pixels, 64 at most. low_noise: level of the noise that the low images are given, up to
+    that of training. how: sampler, steps and so on of `sample`. An image is the same with any others beside it. Of a
+    regression model seeds, label, guidance and how count for nothing. Raises `UserError` for a model of another kind,
+    for images of other channels, and for noise that it was not trained with.
     """
     check_upscales(denoiser)
     n, channels, *sides = images.shape
@@ -128,18 +114,42 @@ def upscale(
     height, width = (side * denoiser.low_factor for side in sides)
     if micro_batch is None:
         micro_batch = at_once(height, width)
+    check_low_noise(denoiser, low_noise)
     device, _ = place(denoiser)
-    labels = check_labels(denoiser, label, n, guidance)
+    labels = check_labels(denoiser, label, n, guidance) if isinstance(denoiser, Denoiser) else None
     out = torch.empty((n, channels, height, width), dtype=torch.uint8)
     for start in range(0, n, micro_batch):
         rows = torch.arange(start, start + micro_batch).clamp(max=n - 1)  # filled up with the last one
         part = slice(start, start + micro_batch)
-        given = Given(denoiser, denoiser.codec.encode(images[rows].to(device)), tile_of(denoiser, tile))
-        chosen = plan(given, guidance=guidance, micro_batch=micro_batch, size=(height, width), **how)
-        out[part] = draw(given, chosen, seeds[part], None if labels is None else labels[part])
+        low = denoiser.codec.encode(images[rows].to(device))
+        if isinstance(denoiser, Denoiser):
+            low = noised(low, [seeds[row] for row in rows.tolist()], low_noise) if low_noise else low
+            given = Given(denoiser, low, tile_of(denoiser, tile), low_noise)
+            chosen = plan(given, guidance=guidance, micro_batch=micro_batch, size=(height, width), **how)
+            out[part] = draw(given, chosen, seeds[part], None if labels is None else labels[part])
+        else:
+            out[part] = answered(denoiser, low, tile_of(denoiser, tile))[: n - start]
         if progress:
             progress(min(part.stop, n), n)
     return out
+
+
+@torch.inference_mode()
+def answered(model: Upscaler, low: Tensor, tile: tuple[int, int] | None) -> Tensor:
+    """What a regression model makes of x0 (B, C, h, w): uint8 (B, C, H, W) on the CPU. tile: of the large image."""
+    factor = model.low_factor
+    parts = None if tile is None else (max(tile[0] // factor, 1), max(tile[1] // factor, 1))
+    tiles = Tiles(low.shape[2], low.shape[3], parts, factor)
+    with evaluating(model):
+        return model.codec.decode(tiles.blended(lambda part: model(low[(..., *part)]).float())).cpu()
+
+
+def noised(low: Tensor, seeds: Sequence[int], level: float) -> Tensor:
+    """low + level * noise, x0 (B, C, h, w), each image with the noise of its seed."""
+    draws, noise = ImageDraws("sample"), np.empty(low.shape, np.float32)
+    for row, seed in zip(noise, seeds, strict=True):
+        draws(seed, LOW_NOISE).standard_normal(out=row, dtype=np.float32)
+    return low + level * torch.from_numpy(noise).to(low)
 
 
 def at_once(height: int, width: int) -> int:
@@ -147,7 +157,7 @@ def at_once(height: int, width: int) -> int:
     return min(max(AT_ONCE // (height * width), 1), MOST_AT_ONCE)
 
 
-def tile_of(denoiser: Denoiser, tile: int | None) -> tuple[int, int] | None:
+def tile_of(denoiser: Denoiser | Upscaler, tile: int | None) -> tuple[int, int] | None:
     """(height, width) of tiles; None: images are never cut."""
     if tile == 0:
         return None
@@ -169,3 +179,11 @@ def check_upscales(denoiser: Any, where: str = "the model") -> None:
     if not getattr(denoiser, "low_factor", 0):
         what = "is no super-resolution model"
         raise UserError(where, what, "train one: twofold train sr-x4 data=SOURCE (sr-digits-mini to see it)")
+
+
+def check_low_noise(denoiser: Any, level: float) -> None:
+    """Raises `UserError` for noise on low images that this model was not trained with."""
+    most = float(getattr(getattr(denoiser, "network", None), "low_noise", 0.0))
+    if level and not 0 <= level <= most:
+        what = f"the model was trained with levels up to {most:g}" if most else "the model was trained without"
+        raise UserError(f"low_noise={level:g}", what, f"give 0 to {most:g}" if most else "leave it out")

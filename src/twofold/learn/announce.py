@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..data import unreadable
 from .batches import labelled_note
 from .lora import parameters
 
@@ -12,9 +13,12 @@ from .lora import parameters
 def announce(trainer: Any) -> Iterator[str]:
     """Of a `Trainer` whose batches are made: what is trained on what, in one line.
 
-    And in another, that the warm-up is so long for this run that the learning rate is hardly reached.
+    And in others, which images were left out, and that the warm-up is so long for this run that the learning rate is
+    hardly reached.
     """
     yield _described(trainer)
+    if left_out := unreadable(trainer.store):
+        yield left_out
     loop = trainer.loop
     if trainer.main and 2 * loop.warmup_images > loop.n_images:
         share = f"{loop.warmup_images:,} of {loop.n_images:,} images"

@@ -15,6 +15,7 @@ from ..codec import PixelCodec
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..errors import UserError
 from ..networks import NETWORKS
+from ..networks.rdn import Upscaler
 from ..networks.students import Student
 from ..networks.trunk import middle_layer
 from ..networks.unet import UNet
@@ -207,6 +208,8 @@ def source_model(source: str, settings: TrainSettings | None = None) -> Any:
         if not isinstance(model, NetworkClassifier):
             raise UserError(where, "is no classifier", "network.kind=trunk makes one of a denoiser")
         return model
+    if isinstance(model, Upscaler):
+        raise UserError(where, "is a super-resolution model that draws nothing", "give the run of a denoiser")
     if not isinstance(model, Denoiser):
         raise UserError(where, "is a classifier", "give the run of a denoiser")
     network = getattr(model, "network", None)

@@ -24,7 +24,7 @@ from ..data import Store
 from ..errors import UserError
 from ..files import atomic_json
 from ..run import Run, State, build, newest_state, run_codec
-from ..settings.train import LoopSettings, TrainSettings
+from ..settings.train import TrainSettings
 from .announce import announce
 from .batches import Batch, training_batches
 from .branch import branch
@@ -40,9 +40,8 @@ from .optimise import learning_rate
 from .room import told_beforehand, would_fit
 from .start import start_from
 from .step import Stepper, weights_once
-from .validation import BETTER, PREVIEWS, Validation, averaged
+from .validation import BETTER, PICTURES, Validation, averaged
 
-PREVIEWS_BY_DEFAULT = LoopSettings.model_fields["preview_n"].default
 UNCONDITIONAL = 8  # images of a preview "of each class" where there are none
 
 
@@ -363,9 +362,9 @@ class Trainer:
     def _shown(self) -> int:
         """How many images a preview has."""
         n, denoiser = self.loop.preview_n, self.objective.denoiser
-        if n == "classes" and denoiser is not None:
-            return denoiser.classes or UNCONDITIONAL
-        return n if isinstance(n, int) and n != PREVIEWS_BY_DEFAULT and denoiser is not None else PREVIEWS
+        if denoiser is None:  # it shows held-out images, see `Validation.pictures`
+            return PICTURES
+        return (denoiser.classes or UNCONDITIONAL) if n == "classes" else n
 
     def _raw_preview(self) -> Iterator[Event]:
         """The same images as in the preview, of the weights as they are: beside it one sees what averaging does."""

@@ -36,7 +36,7 @@ from .tasks import filled_in
 
 SETTLE = 0.3  # seconds
 # objectives that no label is needed for
-NOT_OF_LABELS = ("denoising", "autoencoder", "segmentation", "landmarks", "distill")
+NOT_OF_LABELS = ("denoising", "autoencoder", "segmentation", "landmarks", "distill", "regression")
 
 Show = Callable[[Event], None]
 

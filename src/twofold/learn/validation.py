@@ -32,7 +32,7 @@ from .objectives.supervised import attributes, commoner_answers
 
 # what weights are kept for; 1: less is better
 BETTER = (("loss", 1), ("frechet", 1), ("accuracy", -1), ("miou", -1), ("nme", 1), ("psnr", -1))
-PREVIEWS = 64  # images kept of a preview; their seeds are 0..63, so they can be followed through training
+PICTURES = 64  # of a preview that shows held-out images and what became of them
 
 
 @contextmanager
@@ -177,7 +177,7 @@ class Validation:
 
     def pictures(self, objective: Objective) -> tuple[Tensor, list[int]]:
         """What a preview shows of an objective without a denoiser: the same on every rank, and no labels."""
-        rows = self.rows[spread(len(self.rows), PREVIEWS // 2)]
+        rows = self.rows[spread(len(self.rows), PICTURES // 2)]
         images = objective.pictures(self._batch(objective, rows, ImageDraws("evaluate")).to(self.device))
         return images, [-1] * len(images)
 

@@ -6,6 +6,8 @@
 with means, variances and the covariance under a Gaussian window of 11x11 pixels and sigma 1.5, C1 = (0.01 * 255)^2 and
 C2 = (0.03 * 255)^2. Both are of uint8 images, so the range is 255 by definition; a constant offset of 0.1 in [-1, 1] is
 26.02 dB. Both are taken of each image, all its channels together, and averaged over images by whoever asks.
+
+Both favour blur, which `detail` shows: an image that is the mean of many has less of it than any of them.
 """
 
 from __future__ import annotations
@@ -44,6 +46,18 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     vx, vy, xy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     same = (2 * mx * my + C1) * (2 * xy + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
     return same.unflatten(0, (n, c)).flatten(1).mean(1)
+
+
+def detail(images: Tensor) -> Tensor:
+    """(B,) float64: mean squared difference of neighbouring pixels, across and down, of uint8 (B, C, H, W).
+
+    In grey levels squared; 0 for images of one colour. A number for comparing sets of images, not for one of them: it
+    counts noise as much as edges. Images of one row or column have it along the other.
+    """
+    x = images.double()
+    across, down = x.diff(dim=3).square().flatten(1), x.diff(dim=2).square().flatten(1)
+    both = torch.cat([across, down], 1)
+    return both.mean(1) if both.shape[1] else both.new_zeros(len(x))
 
 
 def _window(side: int, device: torch.device) -> Tensor:

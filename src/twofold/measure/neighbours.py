@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 
 BUDGET = 128 * 2**20  # bytes of the largest temporary matrix
+UNLIKE = 0.5  # share of images far from everything (`farther_than_real`) above which they say nothing about copying
 SPARE = 8  # candidates beyond k: room for round-off of the matrix product to swap neighbours
 
 
@@ -70,17 +71,18 @@ def neighbour_report(
     """Distances to the nearest training image, of samples and of held-out real images: evidence of memorisation.
 
     All (N, D) features of one encoder. Returns {"nearest_median", "nearest_5_percent": {"samples", "real",
-    "real_interval"}, "nearer_than_real": {"samples", "real"}}. real_interval: 95 % interval of the real images'
-    quantile; genuinely new real images fall below the point value as often as not. nearer_than_real is the share below
-    the held-out images' 5 % quantile, so 0.05 where samples keep the same distance from the training images as new
-    real images do, and near 1 for copies. Raises `UserError` as `nearest` does.
+    "real_interval"}, "nearer_than_real", "farther_than_real": {"samples", "real"}}. real_interval: 95 % interval of the
+    real images' quantile; genuinely new real images fall below the point value as often as not. nearer_than_real is the
+    share below the held-out images' 5 % quantile, so 0.05 where samples keep the same distance from the training images
+    as new real images do, and near 1 for copies; farther_than_real that above their 99 % quantile, so 0.01, and near 1
+    for what looks like none of them: noise is no copy, and no success. Raises `UserError` as `nearest` does.
     """
     return distance_report(nearest(samples, train)[0].flatten(), nearest(held_out, train)[0].flatten())
 
 
 def distance_report(ours: Tensor, real: Tensor) -> dict[str, dict[str, Any]]:
     """`neighbour_report` of known distances to the nearest training image: of samples (N,) and of held-out images."""
-    limit = real.quantile(0.05)
+    low, high = real.quantile(0.05), real.quantile(0.99)
     report: dict[str, dict[str, Any]] = {
         name: {
             "samples": ours.quantile(share).item(),
@@ -89,7 +91,10 @@ def distance_report(ours: Tensor, real: Tensor) -> dict[str, dict[str, Any]]:
         }
         for name, share in (("nearest_median", 0.5), ("nearest_5_percent", 0.05))
     }
-    return report | {"nearer_than_real": {"samples": (ours < limit).double().mean().item(), "real": 0.05}}
+    shares = {"nearer_than_real": (ours < low, 0.05), "farther_than_real": (ours > high, 0.01)}
+    return report | {
+        name: {"samples": which.double().mean().item(), "real": usual} for name, (which, usual) in shares.items()
+    }
 
 
 def quantile_interval(values: Tensor, share: float, z: float = 1.96) -> list[float]:

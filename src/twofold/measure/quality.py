@@ -49,6 +49,8 @@ MEANINGS = {
     "nearest_5_percent": "The same for the one image in twenty that is nearest to a training image.",
     "nearer_than_real": "Share of images nearer to a training image than 19 of 20 new real images are: 5 % is what new "
     "real images give, much more would mean copying.",
+    "farther_than_real": "Share of images farther from every training image than 99 of 100 new real images are: 1 % is "
+    "what new real images give; of what looks like none of them, such as noise, it is all.",
     "acceptance": f"Share of images that an independently trained classifier recognizes with {CONFIDENCE:.0%} "
     "confidence or more.",
     "agreement": "Share of images in which the classifier sees the class that was asked for.",

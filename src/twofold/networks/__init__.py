@@ -12,6 +12,7 @@ from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .dit import DiT
 from .iddm import IDDM
+from .rdn import RDN
 from .students import Student
 from .trunk import Trunk
 from .unet import UNet
@@ -31,6 +32,7 @@ NETWORKS: dict[str, Callable[[Any, tuple[int, int, int], int], nn.Module]] = {
     "unet_encoder": UNetEncoder,
     "trunk": Trunk,
     "student": Student,
+    "rdn": lambda settings, shape, classes: RDN(settings, shape),
     "autoencoder": lambda settings, shape, classes: Autoencoder(settings, shape),
 }
 

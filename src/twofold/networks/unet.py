@@ -117,6 +117,7 @@ class UNet(nn.Module):
     head: with `settings.head` it also names what is in the image: `read(encode(...))` gives logits (B, classes).
     low_factor: with it, the input is x and beside it the enlarged cond["low"] (B, C, h, w), which c_in does not scale
     (Saharia et al. 2021, SR3); none: zeros. low_residual: F is about x0 less that image: see `NetworkDenoiser`.
+    low_noise: beside that the level of the noise on it, cond["low_noise"] (B,), at every place; none: 0.
 
     Raises `UserError` for an attention resolution no level has, for heads that do not divide the channels and for a
     low_factor that does not divide the shape.
@@ -125,7 +126,7 @@ class UNet(nn.Module):
     def __init__(self, settings: UNetSettings, shape: tuple[int, int, int], classes: int = 0) -> None:
         super().__init__()
         self.settings, self.shape = settings, tuple(shape)
-        self.low_factor = settings.low_factor or 0
+        self.low_factor, self.low_noise = settings.low_factor or 0, settings.low_noise
         check_divides(shape[1], shape[2], self.low_factor or 1)
         self.multiple = 2 ** (len(settings.multipliers) - 1)
         attends = _attention_levels(settings, shape)
@@ -169,9 +170,13 @@ class UNet(nn.Module):
         return State(taps, emb, {"crop": crop, "c_noise": c_noise})
 
     def _beside(self, x: Tensor, cond: Cond | None) -> Tensor:
-        """x (B, C, H, W) and the enlarged low image: (B, 2C, H, W)."""
-        low = (cond or {}).get("low")
-        return torch.cat([x, torch.zeros_like(x) if low is None else enlarge(low, *x.shape[2:]).to(x.dtype)], 1)
+        """x (B, C, H, W), the enlarged low image, with `low_noise` its level everywhere: (B, 2C or 2C + 1, H, W)."""
+        low, level = (cond or {}).get("low"), (cond or {}).get("low_noise")
+        beside = [x, torch.zeros_like(x) if low is None else enlarge(low, *x.shape[2:]).to(x.dtype)]
+        if self.low_noise:
+            place = torch.zeros_like(x[:, :1])
+            beside.append(place if level is None else place + level.to(x)[:, None, None, None])
+        return torch.cat(beside, 1)
 
     def decode(self, state: State) -> Tensor:
         """F (B, C or 2C, H, W) from a state that may have been edited."""
@@ -249,7 +254,8 @@ class UNet(nn.Module):
     def _build_encoder(self, widths: list[int], attends: list[bool]) -> list[int]:
         """Fills `enc`; returns the channels of its tensors."""
         s = self.settings
-        self._add(self.enc, "enc", Stem(self.shape[0] * (1 + bool(self.low_factor)), s.channels), s.channels, 0)
+        seen = self.shape[0] * (1 + bool(self.low_factor)) + bool(self.low_noise)
+        self._add(self.enc, "enc", Stem(seen, s.channels), s.channels, 0)
         skips = [s.channels]
         for level, width in enumerate(widths):
             for _ in range(s.blocks):

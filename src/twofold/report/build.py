@@ -121,14 +121,17 @@ def newest_finding(run: Run) -> dict[str, Any] | None:
 
 
 def summary(result: dict[str, Any], store: Store) -> str:
-    """One sentence on what was trained on what, for how long."""
+    """What was trained on what, for how long, and what was left out."""
     if not result:
         return f"Training on {store.name} has not finished."
     if "imported" in result and not result["n_images"]:
         return f"A network of {result['parameters']:,} parameters, imported from {result['imported']['source']}."
+    bad = len(result["data"].get("bad_images", ()))
+    left_out = f" Left out because they cannot be read: {bad:,} (listed in result.json)." if bad else ""
     return (
         f"A network of {result['parameters']:,} parameters, trained on {result['n_images']:,} images drawn from the "
         f"{result['data']['train_images']:,} training images of {store.name} in {result['seconds'] / 60:.1f} minutes."
+        f"{left_out}"
     )
 
 

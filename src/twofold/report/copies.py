@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..measure.neighbours import UNLIKE
 from .figures import BLUE, ORANGE, drawn, png_of
 from .frame import assembled, written
 from .grids import neighbour_grid
@@ -35,15 +36,16 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     """What the numbers mean, in a few sentences; the first one is the verdict."""
     share, n, rate = result["flagged"]["share"], result["images"], result["rate"]
     count, (low, _) = result["flagged"]["images"], result["flagged"]["interval"]
+    strange = unlike(result)
     if count == 0:
         which = f"None of the {n:,} images is" if n > 1 else "The image is not"
-        text = f"{which} suspiciously near to a training image."
+        text = f"{which} suspiciously near to a training image{', which says little of these' if strange else ''}."
     elif low > rate:
         text = f"{count:,} of {n:,} images ({percent(share)}) are too near to a training image to be new: look at them."
     else:
         text = f"{count:,} of {n:,} images are flagged, which is no more than chance would flag of new real images."
     held_out = f"{result['held_out']['images']:,} real images that were not trained on"
-    lines = [text, f"The rule was set by {held_out}; of new real images it flags at most {percent(rate)}."]
+    lines = [text, *strange, f"The rule was set by {held_out}; of new real images it flags at most {percent(rate)}."]
     for name, space in result["spaces"].items():
         low, high = space["nearer_interval"]
         if low > 0.5:
@@ -54,6 +56,20 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
                 "nothing is flagged."
             )
     return lines
+
+
+def unlike(result: Mapping[str, Any]) -> list[str]:
+    """What to say of images most of which look like none of the training images: for them it means nothing to be no
+    copy. [] for others."""
+    shares = {name: space["farther_than_real"]["samples"] for name, space in result["spaces"].items()}
+    name, share = max(shares.items(), key=lambda one: one[1])
+    if share <= UNLIKE:
+        return []
+    which = f"{percent(share)} of the images lie" if result["images"] > 1 else "The image lies"
+    return [
+        f"{which} farther from every training image than 99 of 100 new real images do (by {name}): what looks like "
+        "none of the data, such as noise or images of another kind, is no copy, and that is no merit."
+    ]
 
 
 def write_page(folder: Path, result: Mapping[str, Any], pairs: Pairs, values: Mapping[str, Any]) -> Path:
@@ -119,6 +135,7 @@ def _row(name: str, space: Mapping[str, Any]) -> dict[str, str]:
         "median": f"{space['nearest_median']['samples']:.3g}",
         "real": f"{space['nearest_median']['real']:.3g}",
         "nearer": f"{space['nearer']:.2f} ({low:.2f} to {high:.2f})",
+        "farther": percent(space["farther_than_real"]["samples"]),
     }
 
 
@@ -140,14 +157,16 @@ that were not trained on.</p>
 <table>
 <thead><tr><th scope="col">Compared by</th><th scope="col">Flagged</th><th scope="col">Limit of the {{ rule }}</th>
 <th scope="col">Flagged of new real ones, at most</th><th scope="col">Median distance</th>
-<th scope="col">of new real ones</th><th scope="col">Nearer than a new real one</th></tr></thead>
+<th scope="col">of new real ones</th><th scope="col">Nearer than a new real one</th>
+<th scope="col">Farther than 99 of 100 new real ones</th></tr></thead>
 <tbody>
 {% for row in rows %}<tr><th scope="row">{{ row.name }}</th>
 <td class="number" data-label="Flagged">{{ row.flagged }}</td><td class="number" data-label="Limit">{{ row.limit }}</td>
 <td class="number" data-label="At most">{{ row.rate }}</td>
 <td class="number" data-label="Median distance">{{ row.median }}</td>
 <td class="number" data-label="of new real ones">{{ row.real }}</td>
-<td class="number" data-label="Nearer">{{ row.nearer }}</td></tr>
+<td class="number" data-label="Nearer">{{ row.nearer }}</td>
+<td class="number" data-label="Farther">{{ row.farther }}</td></tr>
 {% endfor %}</tbody>
 </table>
 </section>

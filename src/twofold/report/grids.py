@@ -54,9 +54,14 @@ def trajectory_grid(images: Any, sigmas: Sequence[float], width: int = WIDTH) ->
     return _draw(cells, top=[f"{sigma:.2g}" for sigma in sigmas], width=width)
 
 
-def level_grid(rows: Cells, top: Sequence[str], below: Sequence[str], left: Sequence[str]) -> bytes:
-    """A PNG of rows of tiles (of `as_tiles`) with a column per level: words above, and below the first row."""
-    return _draw(rows, left=left, top=top, below=[list(below), *([] for _ in rows[1:])])
+def level_grid(
+    rows: Cells, top: Sequence[str], below: Sequence[str], left: Sequence[str], names: tuple[str, str] = ("", "")
+) -> bytes:
+    """A PNG of rows of tiles (of `as_tiles`) with a column per level: words above, and below the first row.
+
+    names: what stands at the left of the words above, and of those below.
+    """
+    return _draw(rows, left=left, top=top, below=[list(below), *([] for _ in rows[1:])], names=names)
 
 
 def neighbour_grid(samples: Any, neighbours: Any, distances: Sequence[float], columns: int = 8) -> bytes:
@@ -103,14 +108,18 @@ def _draw(
     top: Sequence[str] | None = None,
     below: Sequence[Sequence[str]] | None = None,
     width: int = WIDTH,
+    names: tuple[str, str] = ("", ""),
 ) -> bytes:
-    """Rows of tiles with words left of rows, above columns or below tiles (an empty list: no words below this row)."""
+    """Rows of tiles with words left of rows, above columns or below tiles (an empty list: no words below this row).
+
+    names: of the words above and of those below, where there are words left of rows.
+    """
     from PIL import Image, ImageDraw
 
     font = _font()
     across = max(len(row) for row in cells)
     tile = next(tile for row in cells for tile in row if tile is not None)
-    margin = int(max(font.getlength(word) for word in left)) + 12 if left else 0
+    margin = int(max(font.getlength(word) for word in (*left, *names))) + 12 if left else 0
     gap = 4
     scale = max(1, round((width - margin - gap * (across - 1)) / (across * tile.shape[1])))
     high, wide = tile.shape[0] * scale, tile.shape[1] * scale
@@ -120,8 +129,9 @@ def _draw(
     size = (margin + across * (wide + gap) - gap, start + sum(step) - gap)
     canvas = Image.new("RGBA", size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)
-    for column, word in enumerate(top or ()):
-        _write(pen, word, margin + column * (wide + gap) + wide / 2, LINE / 2 - 2, wide)
+    middles = [margin + column * (wide + gap) + wide / 2 for column in range(across)]
+    _write(pen, top or (), middles, LINE / 2 - 2, wide)
+    pen.text((margin - 12, LINE / 2 - 2), names[0], INK, font, anchor="rm")
     y = start
     for row, tiles in enumerate(cells):
         if left:
@@ -131,25 +141,28 @@ def _draw(
             if one is not None:
                 enlarged = one.repeat(scale, axis=0).repeat(scale, axis=1)
                 canvas.paste(Image.fromarray(np.ascontiguousarray(enlarged)), (x, y))
-            if captions[row]:
-                _write(pen, captions[row][column], x + wide / 2, y + high + LINE / 2, wide)
+        if captions[row]:
+            _write(pen, captions[row], middles, y + high + LINE / 2, wide)
+            pen.text((margin - 12, y + high + LINE / 2), names[1], INK, font, anchor="rm")
         y += step[row]
     file = io.BytesIO()
     canvas.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
-def _write(pen: Any, word: str, x: float, y: float, room: int) -> None:
-    """One centred line that fits into `room` pixels: smaller letters first, then fewer."""
+def _write(pen: Any, words: Sequence[str], middles: Sequence[float], y: float, room: int) -> None:
+    """Words at these places of one line, in letters of one size, each in `room` pixels: smaller letters where one of
+    them needs it, then fewer."""
     for size in (TEXT, 20, 16):
         font = _font(size)
-        if font.getlength(word) <= room:
+        if all(font.getlength(word) <= room for word in words):
             break
-    if font.getlength(word) > room:
-        while word and font.getlength(word + "…") > room:
-            word = word[:-1]
-        word = word.rstrip() + "…" if word else ""
-    pen.text((x, y), word, INK, font, anchor="mm")
+    for word, x in zip(words, middles, strict=False):
+        if font.getlength(word) > room:
+            while word and font.getlength(word + "…") > room:
+                word = word[:-1]
+            word = word.rstrip() + "…" if word else ""
+        pen.text((x, y), word, INK, font, anchor="mm")
 
 
 @cache

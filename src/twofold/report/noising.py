@@ -65,12 +65,19 @@ def trained_levels(denoiser: Denoiser, levels: int) -> torch.Tensor:
 
 
 def decibels(sigma: float) -> str:
-    """The signal-to-noise ratio of x0 + sigma * noise, for x0 of variance 1: "-20 dB" at sigma 10."""
-    return f"{-20 * math.log10(sigma):+.0f} dB".replace("+0 dB", "0 dB").replace("-0 dB", "0 dB")
+    """The signal-to-noise ratio of x0 + sigma * noise, for x0 of variance 1: "−20 dB" at sigma 10."""
+    value = round(-20 * math.log10(sigma))
+    return f"{value:+d} dB".replace("-", "−") if value else "0 dB"
+
+
+def two_digits(value: float) -> str:
+    """A positive number to two digits, written out: "0.10", "2.4", "130"."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:.{max(0, 1 - math.floor(math.log10(rounded)))}f}"
 
 
 def picture(found: Noising) -> bytes:
     """A PNG with a column per level: sigma, the noised image, SNR, and the denoised one."""
     rows = [as_tiles(found.noised), as_tiles(found.denoised)]
-    words = [f"{sigma:.2g}" for sigma in found.sigmas]
-    return level_grid(rows, words, [decibels(sigma) for sigma in found.sigmas], ["with noise", "denoised"])
+    words, ratios = ([say(sigma) for sigma in found.sigmas] for say in (two_digits, decibels))
+    return level_grid(rows, words, ratios, ["with noise", "denoised"], ("sigma", "SNR"))

@@ -40,6 +40,7 @@ METRICS = {
     "nearest_median": "Distance to the nearest training image, median",
     "nearest_5_percent": "Distance to the nearest training image, lowest 5 %",
     "nearer_than_real": "Unusually near to a training image",
+    "farther_than_real": "Unusually far from every training image",
     "acceptance": "Recognized by the classifier",
     "agreement": "Of the class asked for",
     "class_share_gap": "Largest gap of class shares",
@@ -47,7 +48,10 @@ METRICS = {
     "calibration_error": "Calibration error",
     "bits_per_dimension": "Bits per dimension",
 }
-SHARES = {"precision", "recall", "coverage", "nearer_than_real", "acceptance", "agreement", "accuracy"}
+SHARES = {
+    *("precision", "recall", "coverage", "nearer_than_real", "farther_than_real"),
+    *("acceptance", "agreement", "accuracy"),
+}
 COLUMNS = {"samples": "Generated", "real": "Real images", "gaussian": "Fitted Gaussian"}
 CLASS_COLUMNS = {
     "samples": "Share generated",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..measure.neighbours import UNLIKE
 from ..measure.quality import meaning
 from .page import Criterion
 
@@ -66,8 +67,13 @@ def _at_least(title: str, name: str, row: dict[str, Any], share: float) -> Crite
 
 def _copies(metrics: dict[str, Any]) -> list[Criterion]:
     """Not nearer to the training images than new real images are, within what their number leaves uncertain: of
-    genuinely new digits, half would miss the point value."""
+    genuinely new digits, half would miss the point value.
+
+    Not judged of images that look like none of the real ones: that noise is no copy is no merit.
+    """
     criteria = []
+    far = metrics.get("farther_than_real", {}).get("samples", 0.0)
+    note = f"says nothing here: {far:.0%} of the images are farther from them than 99 of 100 new real images; "
     for name, title in (("nearest_median", "typical image"), ("nearest_5_percent", "nearest twentieth")):
         if name in metrics:
             row = metrics[name]
@@ -76,8 +82,9 @@ def _copies(metrics: dict[str, Any]) -> list[Criterion]:
                 Criterion(
                     f"No copies: distance of the {title} to its nearest training image",
                     f"{row['samples']:.3f}",
-                    f"not below that of new real images, {row['real']:.3f} ({low:.3f} to {high:.3f})",
-                    row["samples"] >= low,
+                    (note if far > UNLIKE else "")
+                    + f"not below that of new real images, {row['real']:.3f} ({low:.3f} to {high:.3f})",
+                    row["samples"] >= low if far <= UNLIKE else None,
                     meaning(name),
                 )
             )

@@ -18,6 +18,7 @@ from .card_use import Facts, usage
 UNKNOWN = "unknown"
 MEMORISATION = ("nearest_median", "nearest_5_percent", "nearer_than_real")
 SHOWN_CLASSES = 30
+LARGER = "super-resolution model"
 
 
 def card(
@@ -64,6 +65,7 @@ def front_matter(
     makes, kind = isinstance(model, Denoiser), kind_of(model)
     tags = ["twofold", *(["diffusion"] if makes else []), *(["diffusers"] if diffusers else [])]
     task = "unconditional-image-generation" if makes else "image-classification"
+    task = "image-to-image" if kind == LARGER else task
     name = str(data_facts(result).get("name", "images"))
     rows = [
         EvalResult(
@@ -75,7 +77,7 @@ def front_matter(
         )
         for metric, value in measured(result, evaluations).items()
     ]
-    more: dict[str, Any] = {"pipeline_tag": task} if makes or kind in ("classifier", "joint model") else {}
+    more: dict[str, Any] = {"pipeline_tag": task} if makes or kind in ("classifier", "joint model", LARGER) else {}
     found = ModelCardData(
         license=facts.licence or UNKNOWN,
         library_name="twofold",
@@ -90,6 +92,8 @@ def front_matter(
 
 def kind_of(model: Any) -> str:
     """A word for what the model is."""
+    if getattr(model, "low_factor", 0):
+        return LARGER
     if isinstance(model, JointDenoiser):
         return "joint model"
     if isinstance(model, Denoiser):
@@ -104,6 +108,7 @@ def what_it_is(model: Any, result: Mapping[str, Any]) -> str:
     size = f"{'grey' if c == 1 else 'RGB' if c == 3 else f'{c}-channel'} images of {h} x {w} pixels"
     does = {
         "joint model": f"It makes {size} and names what is in them, with one network.",
+        LARGER: f"It makes images larger; it was trained on {size}.",
         "diffusion model": f"It makes {size} out of noise, and its features describe such images.",
     }.get(kind, f"It answers about {size}.")
     classes = getattr(model, "classes", 0)

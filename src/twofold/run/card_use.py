@@ -51,6 +51,8 @@ def usage(model: Any, facts: Facts, diffusers: Mapping[str, Any] | None, ours: b
 
 def _with_twofold(model: Any, name: str) -> str:
     load = f"model = twofold.load({name!r})\n"
+    if getattr(model, "low_factor", 0):
+        return load + f"# twofold upscale {name} IMAGES makes images {model.low_factor} times as high and wide\n"
     if not isinstance(model, Denoiser):
         return load + "# twofold predict and twofold evaluate take the same name\n"
     named = model.classes and len(model.class_names) == model.classes

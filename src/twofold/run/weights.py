@@ -18,6 +18,7 @@ from ..denoiser import JointDenoiser, NetworkDenoiser
 from ..errors import UserError
 from ..files import atomic_file
 from ..networks.autoencoder import AutoencoderModel
+from ..networks.rdn import Upscaler
 from ..noise import family
 from ..recognize.backbone import Backbone
 from ..recognize.classifier import JointClassifier, NetworkClassifier
@@ -32,7 +33,9 @@ from ..settings.train import CLEAN, TrainSettings
 from .codec import codec_beside, codec_facts
 
 FORMAT = "1"
-Trained = NetworkDenoiser | NetworkClassifier | NetworkSegmenter | NetworkLandmarker | Backbone | AutoencoderModel
+Trained = (
+    NetworkDenoiser | NetworkClassifier | NetworkSegmenter | NetworkLandmarker | Backbone | AutoencoderModel | Upscaler
+)
 Loaded = (
     NetworkDenoiser
     | NetworkClassifier
@@ -41,6 +44,7 @@ Loaded = (
     | Backbone
     | JointClassifier
     | LatentCodec
+    | Upscaler
 )
 
 
@@ -54,6 +58,8 @@ def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[st
         network.settings = settings.network  # type: ignore[assignment]
     if settings.objective.kind == "autoencoder":
         return AutoencoderModel(network, shape)
+    if settings.objective.kind == "regression":
+        return Upscaler(network, shape)
     if isinstance(settings.objective, Distill):
         return Backbone(network, shape, data_classes=classes)
     if isinstance(settings.objective, Segmentation):
@@ -64,11 +70,16 @@ def build(settings: TrainSettings, shape: tuple[int, int, int], classes: list[st
         return _classifier(network, settings, shape, classes)
     conditional = settings.network.classes or 0
     known: dict[str, Any] = {"classes": conditional, "class_names": classes}
+    model: NetworkDenoiser
     if settings.objective.kind == "joint":
-        return JointDenoiser(
-            network, family(settings.noise), shape, **known, multi_label=settings.objective.multi_label
-        )
-    return NetworkDenoiser(network, family(settings.noise), shape, **known, codec=codec, clip=codec is None)
+        several = settings.objective.multi_label
+        model = JointDenoiser(network, family(settings.noise), shape, **known, multi_label=several)
+    else:
+        model = NetworkDenoiser(network, family(settings.noise), shape, **known, codec=codec, clip=codec is None)
+    looked = settings.validation
+    if looked.sampler != model.usual[0]:  # what it was looked at with in training is what it is sampled with
+        model.usual = (looked.sampler, looked.steps)
+    return model
 
 
 def _landmarker(

@@ -21,6 +21,7 @@ from . import schemas
 from .keys import Keys
 from .limits import Limits
 from .metrics import TYPE
+from .mistakes import mistake
 from .models import Served
 from .refused import Refused
 from .routes import GET, refusals, router
@@ -64,11 +65,14 @@ def create_app(
 
 
 def _add_signs_of_life(app: FastAPI, service: Service) -> None:
-    @app.get("/health", response_model=schemas.Status, responses=refusals(421), tags=["server"])
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", response_model=schemas.Status, responses=refusals(421, 503), tags=["server"])
     async def health() -> Response:
-        """Whether the process is alive."""
+        """Whether the process and each of its devices are alive."""
+        service.check_alive()
         return JSONResponse({"status": "ok"})
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_model=schemas.Status, responses=refusals(421, 503), tags=["server"])
     async def ready() -> Response:
         """Whether requests are taken."""
@@ -87,6 +91,7 @@ def _add_signs_of_life(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", media_type="text/html", headers={"Content-Security-Policy": POLICY})
@@ -121,8 +126,7 @@ def _add_refusals(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _answer(service, request, Refused(422, str(first["loc"][-1])[:100], str(first["msg"]).lower()))
+        return _answer(service, request, mistake(error.errors()))
 
 
 def _answer(service: Service, request: Request, refused: Refused) -> JSONResponse:

@@ -14,7 +14,7 @@ from ..generate.labels import check_labels, class_names, in_words
 from ..generate.sample import Plan
 from ..settings.serve import ServeSettings
 from . import pictures
-from .models import SAMPLER, Served
+from .models import Served
 from .reading import check_count
 from .refused import Refused
 from .schemas import MAX_SEED, Generate, Inpaint, Sampled
@@ -30,19 +30,23 @@ def seeds_of(asked: Sampled, limits: ServeSettings) -> list[int]:
         return list(asked.seeds)
     check_count(asked.n, limits)
     if asked.seed + asked.n - 1 > MAX_SEED:
-        raise Refused(422, f"seed={asked.seed}", "there are no so large seeds", f"up to {MAX_SEED}")
+        what = f"the last of {asked.n} images would have a larger one than there are"
+        raise Refused(422, f"seed={asked.seed}", what, f"seeds end at {MAX_SEED}")
     return list(range(asked.seed, asked.seed + asked.n))
 
 
 def plan_of(asked: Sampled, model: Served, limits: ServeSettings) -> Plan:
     """How to sample. Raises `Refused` and `UserError`."""
     size = asked.size if isinstance(asked, Generate) else None
-    usual = inpaint.SAMPLER if isinstance(asked, Inpaint) else SAMPLER
+    usual = inpaint.SAMPLER if isinstance(asked, Inpaint) else None  # None: the model's own
     steps = asked.steps
     if steps is None and isinstance(asked, Inpaint) and asked.sampler in (None, usual):
         steps = inpaint.STEPS
-    if size is not None and size[0] * size[1] > limits.pixels:
-        raise Refused(422, f"size={size[0]}x{size[1]}", f"more than {limits.pixels:,} pixels", "ask for a smaller one")
+    _check_guides(asked, model)
+    most = limits.area * model.shape[1] * model.shape[2]
+    if size is not None and size[0] * size[1] > most:
+        what = f"has more than {most:,} pixels, {limits.area} times those of the model"
+        raise Refused(422, f"size={size[0]}x{size[1]}", what, "ask for a smaller one")
     how: dict[str, Any] = {
         "sampler": asked.sampler or usual,
         "steps": steps,
@@ -60,10 +64,28 @@ def plan_of(asked: Sampled, model: Served, limits: ServeSettings) -> Plan:
     return found
 
 
+def check_guide(guide: str | None, guides: Sequence[str]) -> None:
+    """Raises `Refused` for a guide that the model has not."""
+    if guide is not None and guide not in guides:
+        hint = f"it has {' and '.join(guides)}" if guides else "joint models do; leave it out"
+        raise Refused(422, f"guide={guide}", "this model has no such guide", hint)
+
+
+def _check_guides(asked: Sampled, model: Served) -> None:
+    """Raises `Refused` for a guide that the model has not, and for its scale where there is none."""
+    check_guide(asked.guide, model.guides)
+    if asked.guide is None and asked.guide_scale is not None:
+        hint = "give guide= too; towards a label the scale is guidance="
+        raise Refused(422, f"guide_scale={asked.guide_scale:g}", "there is no guide", hint)
+
+
 def labels_of(asked: Sampled, model: Served, plan: Plan, n: int) -> Tensor | None:
     """One label per image, or attributes; None = none. A name that is a number is a name first. Raises `UserError`."""
     denoiser = model.denoiser
     assert denoiser is not None
+    if not denoiser.classes and asked.guide is None and asked.label not in (None, -1):
+        hint = " or ".join(["leave the label out", *(f"give guide={guide}" for guide in model.guides)])
+        raise Refused(422, f"label={str(asked.label)[:40]}", "this model is unconditional", hint)
     names = class_names(denoiser, asked.guide)
     one = lambda label: names.index(label) if label in names else _number(label)  # noqa: E731
     label = [one(each) for each in asked.label] if isinstance(asked.label, list) else one(asked.label)
@@ -75,7 +97,7 @@ def _number(label: Any) -> Any:
     if isinstance(label, str) and label.isdecimal() and len(label) <= 9:
         return int(label)
     if isinstance(label, int) and abs(label) > 2**31:
-        raise Refused(422, f"label={str(label)[:40]}", "no such class")
+        raise Refused(422, f"label={str(label)[:40]}", "no such class", "`classes` of the model says which there are")
     return label
 
 

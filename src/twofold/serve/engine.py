@@ -7,6 +7,9 @@ images. Who comes first waits for company only while more keep coming, and `wait
 every device is busy with wait for the end of a group, when they all start together; a full batch does not wait. A group
 whose callers have all gone, or are past their deadline, is not computed further.
 
+What fails in a group is told to its callers alone. A device that cannot compute any more, or whose thread ends in
+whatever way, is dead for good: who it worked for is told at once, and so is everybody who waits where none is left.
+
 Threads of the server hand jobs in and are called back in the event loop they came from.
 """
 
@@ -22,8 +25,10 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import OutOfMemoryError
+
 from ..errors import UserError
-from .refused import Refused, closing, full, late
+from .refused import Refused, closing, crowded, dead, full, late
 
 QUIET = 0.0015  # seconds without a newcomer after which a group does not wait for more
 
@@ -53,6 +58,9 @@ class Job:
         self.deadline = (self.entered if self.arrived is None else self.arrived) + self.seconds
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self.over = False  # answered, refused or left
+        # the device looks at deadlines as well, between its steps, and may be in the middle of a long one
+        timer = self.loop.call_later(max(0.0, self.deadline - self.entered), lambda: self.refuse(late(self.seconds)))
+        self.answer.add_done_callback(lambda _: timer.cancel())
 
     def done(self, result: Any) -> None:
         """Answers it. Called by whoever computes."""
@@ -82,9 +90,17 @@ class Job:
             self.loop.call_soon_threadsafe(function, *args)
 
 
+def _in_words(error: Exception) -> Exception:
+    """What callers are told of it."""
+    if isinstance(error, UserError):
+        return Refused.by(error)
+    return crowded() if isinstance(error, MemoryError | OutOfMemoryError) else error
+
+
 @dataclass(eq=False)
 class _Group:
     jobs: list[Job]
+    place: Any
     steps: Generator[None, None, None]
 
     def alive(self) -> bool:
@@ -102,7 +118,9 @@ class Watcher:
 class Engine:
     """`submit` from the event loop; `start` and `close` once. places: the models of each device, one thread for each.
 
-    queue: jobs that may wait. batch: images of a group, at most. groups: that take turns on a device.
+    queue: jobs that may wait. batch: images of a group, at most. groups: that take turns on a device. check: asked of
+    a device where a group has failed; raises where it cannot compute any more. dead: {number of a device: what it died
+    of}.
     """
 
     def __init__(
@@ -113,9 +131,11 @@ class Engine:
         wait: float = 0.005,
         groups: int = 4,
         watcher: Watcher | None = None,
+        check: Callable[[Any], None] = lambda place: None,
     ) -> None:
         self.places, self.most, self.batch, self.wait, self.groups = list(places), queue, batch, wait, groups
-        self.watcher = watcher or Watcher()
+        self.watcher, self.check = watcher or Watcher(), check
+        self.dead: dict[int, BaseException] = {}
         self._waiting: deque[Job] = deque()
         self._active: dict[Hashable, int] = {}  # keys that are being computed, on all devices
         self._change = threading.Condition()
@@ -134,14 +154,21 @@ class Engine:
         """Groups that are being computed."""
         return sum(self._active.values())
 
+    @property
+    def living(self) -> int:
+        """Devices that have not died."""
+        return len(self.places) - len(self.dead)
+
     def submit(self, job: Job) -> Job:
-        """A place in the queue. Raises `Refused` where there is none, and after `close`."""
+        """A place in the queue. Raises `Refused` where there is none, after `close`, and when every device is dead."""
         with self._change:
             if self._closing:
                 raise closing()
+            if not self.living:
+                raise dead(self.dead, len(self.places))
             self._forget_dead()
             if len(self._waiting) >= self.most:
-                raise full(len(self._waiting), self._pace * len(self._waiting) / len(self.places))
+                raise full(len(self._waiting), self._pace * len(self._waiting) / self.living)
             self._waiting.append(job)
             self._newest = time.monotonic()
             self._change.notify_all()
@@ -150,7 +177,7 @@ class Engine:
     def start(self) -> None:
         """Begins to work."""
         for number, place in enumerate(self.places):
-            thread = threading.Thread(target=self._work, args=(place,), name=f"device-{number}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(number, place), name=f"device-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -164,18 +191,38 @@ class Engine:
 
     # -- a device's thread ----------------------------------------------------------------------------------------
 
-    def _work(self, place: Any) -> None:
+    def _work(self, number: int, place: Any) -> None:
         turns: deque[_Group] = deque()
-        while True:
-            jobs = self._next(turns)
-            if jobs is None:
-                return
+        try:
+            self._serve(place, turns)
+        except BaseException as error:  # of whatever kind: nobody may wait for a device that is no more
+            self._died(number, turns, error)
+
+    def _serve(self, place: Any, turns: deque[_Group]) -> None:
+        """Until all work is done for good. turns: the groups it works for, at any time."""
+        while (jobs := self._next(turns)) is not None:
             if jobs:
-                turns.append(_Group(jobs, self._begin(place, jobs)))
+                turns.append(_Group(jobs, place, self._begin(place, jobs)))
             if turns:
-                group = turns.popleft()
-                if self._step(group):
-                    turns.append(group)
+                if self._step(turns[0]):
+                    turns.rotate(-1)
+                else:
+                    turns.popleft()
+
+    def _died(self, number: int, turns: deque[_Group], error: BaseException) -> None:
+        with self._change:
+            self.dead[number] = error
+            lost = [job for group in turns for job in group.jobs]
+            for group in turns:
+                self._release(group)
+            if not self.living:
+                lost += self._waiting
+                self._waiting.clear()
+            self._change.notify_all()
+        for job in lost:
+            job.refuse(dead(self.dead, len(self.places)))
+        with contextlib.suppress(Exception):
+            self.watcher.failed(error)
 
     def _begin(self, place: Any, jobs: list[Job]) -> Generator[None, None, None]:
         """Runs inside `_step`, as everything does that may fail: a mistake must not end the device's thread."""
@@ -206,20 +253,25 @@ class Engine:
     def _failed(self, group: _Group, error: Exception) -> None:
         if not isinstance(error, UserError | Refused):
             self.watcher.failed(error)
+            self.check(group.place)
         for job in group.jobs:
-            job.refuse(Refused.by(error) if isinstance(error, UserError) else error)
+            job.refuse(_in_words(error))
 
     def _ended(self, group: _Group) -> None:
         took = time.monotonic() - min(job.entered for job in group.jobs)
         with self._change:
-            key = group.jobs[0].key
-            self._active[key] -= 1
-            if not self._active[key]:
-                del self._active[key]
+            self._release(group)
             self._pace = 0.8 * self._pace + 0.2 * took / len(group.jobs)
             self._change.notify_all()
         for job in group.jobs:  # who forgot one of them would let its caller wait for ever
             job.refuse(RuntimeError("was not answered"))
+
+    def _release(self, group: _Group) -> None:
+        """It is not computed any more."""
+        key = group.jobs[0].key
+        self._active[key] -= 1
+        if not self._active[key]:
+            del self._active[key]
 
     # -- who is next ----------------------------------------------------------------------------------------------
 
@@ -247,7 +299,7 @@ class Engine:
             looked_at.add(job.key)
             ripe = min(job.entered + self.wait, self._newest + QUIET)
             full_batch = sum(other.images for other in self._waiting if other.key == job.key) >= self.batch
-            idle = self._active.get(job.key, 0) < len(self.places)
+            idle = self._active.get(job.key, 0) < self.living
             if full_batch or (idle and (now >= ripe or self._closing)):
                 return job, None
             if idle:

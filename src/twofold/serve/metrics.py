@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .engine import Engine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -13,9 +14,9 @@ TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """One server's numbers. waiting, working: asked when they are read."""
+    """One server's numbers. engine: asked what it does now, when they are read."""
 
-    def __init__(self, waiting: Callable[[], int], working: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry}
         self.requests = Counter(
@@ -28,8 +29,9 @@ class Metrics:
         self.batches = Histogram("twofold_batch_images", "Images that were computed together", buckets=SIZES, **own)
         self.left = Counter("twofold_left", "Callers that went before their answer", ["ability"], **own)
         self.errors = Counter("twofold_errors", "Mistakes of the server's own", **own)
-        Gauge("twofold_queue_waiting", "Requests that wait for their turn", **own).set_function(waiting)
-        Gauge("twofold_groups_working", "Batches in progress", **own).set_function(working)
+        Gauge("twofold_queue_waiting", "Requests that wait for their turn", **own).set_function(lambda: engine.waiting)
+        Gauge("twofold_groups_working", "Batches in progress", **own).set_function(lambda: engine.working)
+        Gauge("twofold_devices_dead", "Devices that compute no more", **own).set_function(lambda: len(engine.dead))
 
     def text(self) -> bytes:
         """All of them, in Prometheus' format."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..generate.edit import Recipe, recipe
 from ..generate.labels import class_names
 from ..generate.sample import Plan, image_shape, plan
+from ..generate.usual import usual
 from ..hashing import model_hash
 from ..learn.fastest import DTYPES
 from ..learn.fastest import precision as fastest
@@ -28,8 +29,8 @@ from ..run.features import reader_for
 from ..run.load import PROBE, is_model
 from ..settings.data import DataSettings
 from ..settings.serve import ServeSettings
+from . import schemas
 
-SAMPLER = "dpmpp2m"
 ZERO_SHOT_CLASSES = 20  # more of them take too long to be tried one by one while somebody waits
 TRIALS = ((8, 3), (32, 1))  # of zero-shot answers
 
@@ -50,6 +51,7 @@ class Served:
     shape: tuple[int, int, int]
     trained: DataSettings | None = None
     report: Path | None = None
+    searched: bool = False  # whether its training images are looked at for neighbours
     neighbours: Any = None  # set when they are known, see `neighbours`
     plans: Any = field(init=False)
 
@@ -72,12 +74,17 @@ class Served:
         return DataSettings.model_validate({"source": "request", "size": (h, w), "channels": c, **fitted})
 
     @property
+    def guides(self) -> list[str]:
+        """Who can guide it beside its labels."""
+        return ["own", "representations"] if isinstance(self.denoiser, JointDenoiser) else []
+
+    @property
     def abilities(self) -> list[str]:
         """What can be asked of it."""
         made = ["generate", "inpaint", "vary"] if self.denoiser is not None else []
         named = ["classify"] if self.answers is not None else []
         read = ["embed"] if self.reader is not None else []
-        near = ["neighbours"] if self.trained is not None and self.reader is not None else []
+        near = ["neighbours"] if self.searched else []
         changed = ["edit"] if self.editor is not None else []
         return made + named + read + near + changed + (["report"] if self.report else [])
 
@@ -105,6 +112,7 @@ class Served:
         from ..generate.samplers import SAMPLERS
 
         model = self.denoiser
+        sampler, steps = usual(model, None, None)
         weights = model if model is not None else self.answers if self.answers is not None else self.reader
         parameters = sum(p.numel() for p in weights.parameters()) if isinstance(weights, torch.nn.Module) else 0
         multi = bool(getattr(self.answers, "multi_label", False))
@@ -116,11 +124,11 @@ class Served:
             "answers": [] if self.answers is None else list(self.answers.class_names),
             "answers_by": self.by,
             "multi_label": multi,
-            "guides": ["own", "representations"] if isinstance(model, JointDenoiser) else [],
+            "guides": self.guides,
             "abilities": self.abilities,
             "samplers": {} if model is None else {name: sampler.steps for name, sampler in SAMPLERS.items()},
-            "defaults": {"sampler": SAMPLER, "steps": SAMPLERS[SAMPLER].steps, "guidance": 1.0},
-            "limits": {"images": limits.images, "steps": limits.steps, "pixels": limits.pixels, "bytes": limits.bytes},
+            "defaults": {"sampler": sampler, "steps": steps or SAMPLERS[sampler].steps, "guidance": 1.0},
+            "limits": {name: getattr(limits, name) for name in schemas.Limit.model_fields},
             "sigma_range": None if model is None else list(model.sigma_range),
             "parameters": parameters,
             "data": None if self.trained is None else _plain_name(self.trained.source),
@@ -239,6 +247,9 @@ class Embedder:
         return self.encoder.embed(images.to(next(self.encoder.parameters()).device)).float().cpu()
 
 
-def names_of(served: Iterable[Served]) -> str:
-    """For messages."""
-    return ", ".join(one.name for one in served)
+def device_of(served: Served) -> torch.device:
+    """Where its weights are."""
+    for model in (served.denoiser, served.answers, getattr(served.reader, "encoder", None)):
+        if isinstance(model, torch.nn.Module):
+            return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    return torch.device("cpu")

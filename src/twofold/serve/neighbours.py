@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..data import Store, open_store, spread
-from ..measure.neighbours import nearest
 from .models import Served
+from .search import Search
 
 PART = 256  # images that are read before others have a turn
 
@@ -31,21 +32,19 @@ class Near:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """store: of the training images, of which these rows are looked at. features: (N, D) of them."""
+    """store: of the training images, of which these rows are looked at, by two searches."""
 
     store: Store
     rows: np.ndarray
-    features: Tensor
+    pixels: Search
+    features: Search
 
-    def by_pixels(self, images: Tensor, k: int) -> list[list[Near]]:
-        """The k nearest of each picture (B, C, H, W) uint8."""
-        references = self.store.batch(self.rows).flatten(1).float()
-        distance, index = nearest(images.flatten(1).float(), references, min(k, len(self.rows)))
-        return self._named(distance / references.shape[1] ** 0.5, index)
-
-    def by_features(self, features: Tensor, k: int) -> list[list[Near]]:
-        """The k nearest of each picture, by its features (B, D)."""
-        return self._named(*nearest(features, self.features, min(k, len(self.rows))))
+    def of(self, images: Tensor, features: Tensor, k: int) -> Generator[None, None, list[tuple[list[Near], ...]]]:
+        """(by pixels, by features) of each picture, uint8 (B, C, H, W) and its features (B, D): the k nearest."""
+        distance, index = yield from self.pixels.nearest(images.flatten(1), k)
+        by_pixels = self._named(distance / images[0].numel() ** 0.5, index)
+        by_features = self._named(*(yield from self.features.nearest(features, k)))
+        return list(zip(by_pixels, by_features, strict=True))
 
     def _named(self, distance: Tensor, index: Tensor) -> list[list[Near]]:
         return [
@@ -61,8 +60,8 @@ class Neighbours:
 
 
 def reachable(served: Served) -> bool:
-    """Whether its training images are on this machine; nothing is downloaded for a look at neighbours."""
-    if served.trained is None:
+    """Whether it embeds pictures, and its training images are on this machine; nothing is downloaded for neighbours."""
+    if served.trained is None or served.reader is None:
         return False
     source = served.trained.source
     place = source.partition(":")[2] or source
@@ -70,7 +69,8 @@ def reachable(served: Served) -> bool:
 
 
 def reading(served: Served, most: int) -> Generator[None, None, Neighbours]:
-    """Opens the training images and reads their features, a part at a time."""
+    """Opens the training images and reads them and their features, a part at a time; as much of either as `HELD` allows
+    is kept for searching, and of the pixels nothing else."""
     assert served.trained is not None
     store = open_store(served.trained)
     rows = store.indices("train")
@@ -79,4 +79,14 @@ def reading(served: Served, most: int) -> Generator[None, None, Neighbours]:
     for start in range(0, len(rows), PART):
         parts.append(served.reader.read(store.batch(rows[start : start + PART])))
         yield
-    return Neighbours(store, rows, torch.cat(parts))
+    features = torch.cat(parts)
+    of_pixels = Search(lambda near: store.batch(rows[near.numpy()]).flatten(1).float(), len(rows), _grey(store.shape))
+    of_features = Search(features.__getitem__, len(rows), features.mean(0))
+    yield from of_pixels.read()
+    yield from of_features.read()
+    return Neighbours(store, rows, of_pixels, of_features)
+
+
+def _grey(shape: tuple[int, ...]) -> Tensor:
+    """Half of the largest value: what is left of whole numbers without it is exact."""
+    return torch.full((math.prod(shape),), 127.5)

@@ -38,8 +38,8 @@ def header(content: bytes, name: str, most: int) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise too_large(name, most) from None
     except Exception:  # damaged headers raise nearly anything
-        what = "is not a picture, or damaged" if content else "is empty"
-        raise Refused(415, name, what, f"send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        what = "is no PNG, JPEG or WebP, or damaged" if content else "is empty"
+        raise Refused(415, name, what, "save it as one of them") from None
     if frames > 1:
         raise Refused(415, name, f"has {frames} frames", "send a single picture")
     if width * height > most:

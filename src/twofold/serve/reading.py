@@ -20,6 +20,7 @@ from torch import Tensor
 from ..settings.data import DataSettings
 from ..settings.serve import ServeSettings
 from . import pictures
+from .mistakes import mistake
 from .refused import Refused
 
 M = TypeVar("M", bound=BaseModel)
@@ -54,7 +55,7 @@ async def parsed(request: Request, model: type[M]) -> M:
     try:
         values = from_json(content, allow_inf_nan=False)  # stricter than json: no NaN, no halves of characters
     except (ValueError, RecursionError):
-        raise Refused(400, "body", "is not JSON") from None
+        raise Refused(400, "body", "is not JSON", "send {...} in UTF-8; NaN and Infinity are none") from None
     return checked(model, values)
 
 
@@ -65,21 +66,16 @@ def checked(model: type[M], values: Any) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if not _inner(part)) or "body"
-        known = ", ".join(model.model_fields)
-        if first["type"] == "extra_forbidden":
-            raise Refused(422, where[:200], "no such setting", f"valid: {known}") from None
-        raise Refused(422, where[:200], first["msg"].lower()) from None
-
-
-def _inner(part: int | str) -> bool:
-    """Names that pydantic gives the members of a union."""
-    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part)
+        raise mistake(error.errors(include_url=False), list(model.model_fields)) from None
 
 
 def wrong_type(found: str, *valid: str) -> Refused:
-    return Refused(415, f"Content-Type: {found or 'none'}"[:120], "is not taken here", f"send {' or '.join(valid)}")
+    return Refused(
+        415,
+        f"Content-Type: {found or 'none'}"[:120],
+        "is not taken here",
+        f"send {', '.join(valid[:-1])}{' or ' * (len(valid) > 1)}{valid[-1]}",
+    )
 
 
 class _Form(MultiPartParser):
@@ -126,7 +122,8 @@ async def sent_pictures(request: Request, model: type[Any], limits: ServeSetting
         known = [(name, content) for field, name, content in sent.files if field in ("image", "images")]
         if sent.fields or len(known) < len(sent.files):
             others = [*sent.fields, *(field for field, *_ in sent.files if field not in ("image", "images"))]
-            raise Refused(422, others[0][:100], "is not expected in this form", "send files called images")
+            what = "is no file" if others[0] in ("image", "images") else "is not expected in this form"
+            raise Refused(422, others[0][:100], what, "send files called images")
         found = known
     elif kind in RAW:
         found = [("image", await request.body())]
@@ -180,6 +177,9 @@ async def with_files(
         raise wrong_type(kind, JSON, FORM)
     sent = await form(request, limits)
     contents = {field: content for field, _, content in sent.files if field in files}
+    for name in files:
+        if name in sent.fields:
+            raise Refused(422, name, "is no file", f"send one: -F {name}=@FILE with curl")
     unexpected = [field for field, *_ in sent.files if field not in files]
     if unexpected:
         raise Refused(422, unexpected[0][:100], "is not expected in this form", f"its files are {', '.join(files)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
@@ -45,6 +46,12 @@ def late(seconds: float) -> Refused:
     return Refused(504, "deadline", f"not answered within {seconds:g} seconds", hint)
 
 
+def crowded() -> Refused:
+    """What was asked for does not go into a device's memory beside what else is there."""
+    hint = "ask for fewer or smaller images, or try when less is asked of this server"
+    return Refused(503, "device", "has not enough memory for this now", hint, 5)
+
+
 def own_mistake() -> Refused:
     """Nobody who asks can do anything about it."""
     return Refused(500, "server", "made a mistake of its own", "its log says which")
@@ -53,3 +60,12 @@ def own_mistake() -> Refused:
 def closing() -> Refused:
     """The server has been told to stop."""
     return Refused(503, "server", "is shutting down", "try again a little later", 5)
+
+
+def dead(devices: Mapping[int, BaseException], of: int) -> Refused:
+    """Devices, by number, have died of something, out of so many. What it said stands in the log, not here, where
+    everybody reads it."""
+    devices = dict(devices)  # another may die meanwhile
+    which = ", ".join(f"device {number}" for number in devices) + (f" of {of}" if of > 1 else "")
+    of_what = ", ".join(dict.fromkeys(type(error).__name__ for error in devices.values()))
+    return Refused(503, which, f"has died of {of_what}", "start the server again; its log says more", 30)

@@ -33,9 +33,13 @@ FIRST = 16384  # characters of JSON from which it is encoded in a thread
 
 
 def service_of(request: Request) -> Service:
-    """The service, for a caller who has shown a key where one is needed. Raises `Refused`."""
+    """The service, for a caller who has shown a key where one is needed, and asks for nothing behind a question mark
+    but `k`. Raises `Refused`."""
     service: Service = request.app.state.service
     service.keys.check(request)
+    known = {"k"} if request.url.path.endswith("/neighbours") else set()
+    if request.method == "POST" and (unknown := set(request.query_params) - known):
+        raise Refused(422, f"?{min(unknown)[:100]}", "is not expected in the address", "settings belong in the body")
     return service
 
 
@@ -270,9 +274,9 @@ async def neighbours(request: Request, model: str, k: int = 8) -> Response:
     if not 1 <= k <= 64:
         raise Refused(422, f"k={k}", "not a number of neighbours", "1 to 64")
     if served.neighbours is None:
-        raise Refused(503, "neighbours", "the training images are still being read, or not on this machine", "", 2)
+        raise Refused(503, "neighbours", "the training images are still being read", "try again a little later", 2)
     _, found = await _asked_about(service, request, "neighbours", model, served, work.near, k)
-    pixels, features = ([_near(one) for one in part[0]] for part in found)
+    pixels, features = ([_near(one) for one in part] for part in found[0])
     searched = len(served.neighbours.rows)
     return JSONResponse({"model": model, "searched": searched, "pixels": pixels, "features": features})
 
@@ -310,6 +314,7 @@ async def edit(request: Request, model: str) -> Response:
     image = await as_tensor([("image", files["image"])], served.how, service.settings, service.decoders)
     how: dict[str, Any] = {"strength": asked.strength if asked.strength == "auto" else float(asked.strength)}
     how |= {} if asked.guide is None else {"guide": asked.guide}
+    asking.check_guide(asked.guide, served.guides or ["labels"])
     recipe = served.recipe(**how)
     assert recipe is not None
     names = list(recipe.pull.class_names)

@@ -23,7 +23,7 @@ class Sampled(Asked):
     """How images are made."""
 
     seed: Seed = Field(0, description="of the first image; image i has seed + i")
-    n: StrictInt = Field(1, ge=1, le=100_000, description="images; `limits.images` of the model at most")
+    n: StrictInt = Field(1, ge=1, description="images; `limits.images` of the model at most")
     seeds: list[Seed] | None = Field(None, min_length=1, description="one per image, instead of seed and n")
     label: Label | list[Label] | None = Field(None, description="class, by name or number, or one per image")
     sampler: StrictStr | None = Field(None, description="one of the model's `samplers`")
@@ -39,7 +39,7 @@ class Generate(Sampled):
     """Images to be made."""
 
     size: Annotated[list[Annotated[StrictInt, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="height and width in pixels; default: those the model was trained at"
+        None, description="height and width in pixels, up to `limits.area` times the model's own; default: its own"
     )
 
 
@@ -168,6 +168,7 @@ class Limit(Answer):
     steps: int
     pixels: int
     bytes: int
+    area: int = Field(description="pixels of an image that is made, in multiples of the model's own")
 
 
 class Default(Answer):

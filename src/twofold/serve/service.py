@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from anyio import CapacityLimiter
 from starlette.requests import Request
 
@@ -16,9 +18,9 @@ from . import work
 from .engine import Compute, Engine, Job, Watcher
 from .keys import Keys
 from .metrics import Metrics
-from .models import Served
+from .models import Served, device_of
 from .neighbours import reachable
-from .refused import Refused, closing
+from .refused import Refused, closing, dead
 
 DECODERS = max(2, (os.cpu_count() or 2) // 2)  # requests whose pictures are unpacked at the same time
 END = object()  # of what a job tells
@@ -31,9 +33,12 @@ class Service:
         self.places, self.settings, self.keys = list(places), settings, keys
         self.models: Mapping[str, Served] = places[0]
         watcher = Watcher(batch=lambda key, images: self.metrics.batches.observe(images), failed=self.failed)
-        self.engine = Engine(places, settings.queue, settings.batch, settings.wait, settings.groups, watcher)
-        self.metrics = Metrics(lambda: self.engine.waiting, lambda: self.engine.working)
+        self.engine = Engine(places, settings.queue, settings.batch, settings.wait, settings.groups, watcher, _alive)
+        self.metrics = Metrics(self.engine)
         self.on_error: Callable[[BaseException], None] = lambda error: None
+        for place in self.places:
+            for model in place.values():
+                model.searched = settings.neighbours > 0 and reachable(model)
         self.ready = False
         self.decoders = CapacityLimiter(DECODERS)
         self._background: set[asyncio.Task[None]] = set()
@@ -41,7 +46,8 @@ class Service:
     def failed(self, error: BaseException) -> None:
         """Counts a mistake of the server's own, and tells who wants to know."""
         self.metrics.errors.inc()
-        self.on_error(error)
+        with contextlib.suppress(Exception):  # a log that cannot be written is no reason to stop
+            self.on_error(error)
 
     async def start(self) -> None:
         """Starts the devices, tries every model once, so that the first caller does not wait for that, and reads the
@@ -49,12 +55,10 @@ class Service:
         self.engine.start()
         await asyncio.gather(*(self._warm(name) for name in self.models))
         self.ready = True
-        if self.settings.neighbours:
-            for name, model in self.models.items():
-                if "neighbours" in model.abilities and reachable(model):
-                    task = asyncio.create_task(self._learn(name))
-                    self._background.add(task)
-                    task.add_done_callback(self._background.discard)
+        for name in (name for name, model in self.models.items() if model.searched):
+            task = asyncio.create_task(self._learn(name))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
     async def _warm(self, name: str) -> None:
         model = self.models[name]
@@ -79,6 +83,8 @@ class Service:
         except asyncio.CancelledError:
             pass
         except Exception as error:  # without neighbours everything else still works
+            for place in self.places:
+                place[name].searched = False
             self.failed(error)
         finally:
             if job is not None and not job.over:  # whoever stops the server does not wait for them
@@ -149,10 +155,25 @@ class Service:
         """Raises `Refused` while the server is not ready, or not any more."""
         if not self.ready:
             raise closing()
+        if not self.engine.living:
+            self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raises `Refused` where a device has died."""
+        if self.engine.dead:
+            raise dead(self.engine.dead, len(self.places))
 
 
 class Gone(Exception):
     """The caller has left; nobody reads the answer."""
+
+
+def _alive(place: Mapping[str, Served]) -> None:
+    """Raises what a device says that cannot compute any more, as after a CUDA error. One whose memory is full can."""
+    for model in place.values():
+        with contextlib.suppress(torch.OutOfMemoryError):
+            (torch.ones(1, device=device_of(model)) + 1).item()
+        return
 
 
 async def _left(request: Request) -> None:

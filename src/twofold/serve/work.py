@@ -7,6 +7,7 @@ most one grey level).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from ..generate.targets import probability
 from ..measure import probabilities
 from .engine import Job
 from .models import Served
-from .neighbours import Near, Neighbours, reading
+from .neighbours import Neighbours, reading
 from .refused import Refused
 
 Models = Mapping[str, Served]
@@ -70,7 +71,8 @@ class Preview:
 
 
 def make(models: Models, jobs: Sequence[Job], batch: int) -> Work:
-    """New images for all jobs, whose plans are the same; `batch` at a time."""
+    """New images for all jobs, whose plans are the same; `batch` at a time, and fewer of larger ones, so that memory
+    does not grow with what is asked for."""
     start = time.monotonic()
     asked: list[Making] = [job.asked for job in jobs]
     model, plan = models[asked[0].model], asked[0].plan
@@ -78,6 +80,8 @@ def make(models: Models, jobs: Sequence[Job], batch: int) -> Work:
     labels = None if asked[0].labels is None else torch.cat([one.labels for one in asked if one.labels is not None])
     owner = [(job, place) for job in jobs for place in range(len(job.asked.seeds))]
     found: dict[int, list[np.ndarray]] = {id(job): [] for job in jobs}
+    assert model.denoiser is not None
+    batch = max(1, batch * math.prod(model.denoiser.shape) // math.prod(plan.shape))
     for begin in range(0, len(seeds), batch):
         rows = slice(begin, begin + batch)
         mine = owner[rows]
@@ -85,7 +89,7 @@ def make(models: Models, jobs: Sequence[Job], batch: int) -> Work:
             continue
         some = replace(plan, micro_batch=len(mine))
         watched = any(job.asked.previews for job, _ in mine)
-        steps = drawing(model.denoiser, some, seeds[rows], None if labels is None else labels[rows], watched)  # type: ignore[arg-type]
+        steps = drawing(model.denoiser, some, seeds[rows], None if labels is None else labels[rows], watched)
         last = yield from _walk(steps, len(plan.sigmas) - 1, mine)
         for (job, _), image in zip(mine, last, strict=True):
             found[id(job)].append(image)
@@ -192,17 +196,17 @@ def embed(models: Models, jobs: Sequence[Job], batch: int) -> Work:
 
 
 def near(models: Models, jobs: Sequence[Job], batch: int) -> Work:
-    """(by pixels, by features): the nearest training images of every picture."""
+    """(by pixels, by features) of every picture: the nearest training images."""
     model = models[jobs[0].asked.model]
     if model.neighbours is None:
         raise Refused(503, "neighbours", "the training images are still being read", "try again a little later", 2)
     known: Neighbours = model.neighbours
     features = yield from _together(jobs, batch, model.reader.read)
-    for job, one in zip(jobs, features, strict=True):
-        found: tuple[list[list[Near]], list[list[Near]]]
-        found = known.by_pixels(job.asked.images, job.asked.k), known.by_features(one, job.asked.k)
-        job.done(found)
-        yield
+    pictures = torch.cat([job.asked.images for job in jobs])
+    found = yield from known.of(pictures, torch.cat(features), max(job.asked.k for job in jobs))
+    counts = [len(job.asked.images) for job in jobs]
+    for job, end in zip(jobs, np.cumsum(counts), strict=True):
+        job.done([(a[: job.asked.k], b[: job.asked.k]) for a, b in found[end - len(job.asked.images) : end]])
 
 
 def learn_neighbours(models: Models, jobs: Sequence[Job], name: str, most: int) -> Work:

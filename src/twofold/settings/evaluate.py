@@ -33,8 +33,8 @@ class EvaluateSettings(Settings):
         None, description="statistics file (.npz: mu, sigma) the distance is taken to; without data= nothing else is"
     )
     save_statistics: str | None = Field(None, description="write the statistics of `split` of the data to this .npz")
-    sampler: str = Field("dpmpp2m", description="sampler")
-    steps: int = Field(20, ge=1, description="sampler steps")
+    sampler: str | None = Field(None, description="sampler; default: the run's usual one (validation.sampler)")
+    steps: int | None = Field(None, ge=1, description="sampler steps; default: the run's usual ones, or 20")
     guidance: float = Field(1.0, ge=0, description="guidance scale: 1 conditional, 0 unconditional")
     guide: str | None = Field(
         None, description="who pulls samples to their class: labels, representations, own, or the run of a classifier"

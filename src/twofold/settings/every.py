@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, WrapValidator
@@ -48,10 +48,29 @@ Duration = Annotated[int, WrapValidator(_read), PlainSerializer(_write, return_t
 
 def has_epochs(settings: BaseModel) -> bool:
     """Whether any of these settings (not of groups in them) waits for the data."""
-    return any(isinstance(value, Epochs) for _, value in settings)
+    return any(_waits(value) for _, value in settings)
 
 
 def in_images(settings: M, epoch: int) -> M:
-    """The same settings with every duration in images. epoch: how many training images there are."""
-    update = {name: int(value) * epoch for name, value in settings if isinstance(value, Epochs)}
+    """The same settings with every duration, and every list of them, in images. epoch: how many training images there
+    are.
+    """
+    known = lambda value: int(value) * epoch if isinstance(value, Epochs) else value  # noqa: E731
+    update = {
+        name: tuple(map(known, value)) if isinstance(value, tuple) else known(value)
+        for name, value in settings
+        if _waits(value)
+    }
     return settings.model_copy(update=update) if update else settings
+
+
+def check_rising(name: str, values: Sequence[int]) -> None:
+    """Raises `ValueError` for counts that do not rise. Epochs and images are not compared: that waits for the data."""
+    for kind in (True, False):
+        alike = [int(value) for value in values if isinstance(value, Epochs) is kind]
+        if alike != sorted(set(alike)):
+            raise ValueError(f"{name}={list(values)} do not rise")
+
+
+def _waits(value: Any) -> bool:
+    return any(isinstance(one, Epochs) for one in (value if isinstance(value, tuple) else (value,)))

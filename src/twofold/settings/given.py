@@ -23,9 +23,9 @@ class GivenSettings(Settings):
         "none", description="none, all (classes in turn over the results), a class name or index, or attributes"
     )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
-    sampler: str = Field("dpmpp2m", description="any sampler of `twofold sample`")
+    sampler: str | None = Field(None, description="any sampler of `twofold sample`; default: the run's usual one")
     steps: int | None = Field(
-        None, ge=1, description="solver steps of the whole way from noise; default: the sampler's"
+        None, ge=1, description="solver steps of the whole way from noise; default: the run's or the sampler's"
     )
     grid: str | None = Field(None, description="spacing of the noise levels, as in `twofold sample`")
     guidance: float = Field(1.0, ge=0, description="1 = conditional, 0 = unconditional, above 1 exaggerates the class")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .base import Settings
-from .every import Duration
+from .every import Duration, check_rising
 
 
 class LoopSettings(Settings):
@@ -40,7 +40,9 @@ class LoopSettings(Settings):
         exclude_if=lambda value: value == 0,  # older settings keep their hash
         description="cosine: where it ends, as a share of lr (IDDM: 0.01)",
     )
-    step_images: tuple[PositiveInt, ...] = Field((), description="step: image counts at which it falls, rising")
+    step_images: tuple[Annotated[Duration, Field(ge=1)], ...] = Field(
+        (), description="step: image counts, or epochs, at which it falls, rising: [100epochs, 150epochs]"
+    )
     step_factor: float = Field(0.1, gt=0, lt=1, description="step: what it is multiplied by there")
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
     ema_halflife_images: Duration = Field(
@@ -55,7 +57,9 @@ class LoopSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of weights, noise, order and dropout")
     save_images: Duration = Field(100_000, ge=1, description="save the training state every so many images")
     keep_states: int = Field(2, ge=1, description="training states kept")
-    snapshot_images: tuple[int, ...] = Field((), description="image counts whose averaged weights are kept for good")
+    snapshot_images: tuple[Duration, ...] = Field(
+        (), description="image counts, or epochs, whose averaged weights are kept for good"
+    )
     snapshot_every: Duration | None = Field(
         None,
         ge=1,
@@ -99,8 +103,7 @@ class LoopSettings(Settings):
     def _steps_rise(self) -> LoopSettings:
         if bool(self.step_images) != (self.schedule == "step"):
             raise ValueError("schedule=step and step_images belong together; give both, or neither")
-        if list(self.step_images) != sorted(set(self.step_images)):
-            raise ValueError(f"step_images={list(self.step_images)} do not rise")
+        check_rising("step_images", self.step_images)
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .base import Settings
 from .iddm import IDDMSettings
+from .regression import RDNSettings
 from .student import StudentSettings, whole_blocks
 
 
@@ -81,6 +82,19 @@ class UNetSettings(Settings):
         exclude_if=lambda value: value,
         description="super-resolution: it predicts what the enlarged (bicubic) image lacks; false: the image itself",
     )
+    low_noise: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda value: value == 0,
+        description="super-resolution: trained with noise of levels up to this on the small image (x0 in [-1, 1]), and "
+        "told which, for small images that are themselves made up or damaged; 0 = none",
+    )
+
+    @model_validator(mode="after")
+    def _noise_on_what(self) -> UNetSettings:
+        if self.low_noise and not self.low_factor:
+            raise ValueError(f"low_noise={self.low_noise:g} is noise on a small image; it needs low_factor")
+        return self
 
 
 class DiTSettings(Settings):
@@ -283,6 +297,7 @@ NetworkSettings = Annotated[
     | UNetEncoderSettings
     | TrunkSettings
     | StudentSettings
-    | AutoencoderSettings,
+    | AutoencoderSettings
+    | RDNSettings,
     Field(discriminator="kind"),
 ]

@@ -31,12 +31,13 @@ class SampleSettings(Settings):
     )
     at: str = Field("last", description="snapshot of a run: last, best-frechet, best-loss or an image count")
     size: Size = Field(None, description="height x width in pixels: 32 or 32x48; default: as the model was trained")
-    sampler: str = Field(
-        "dpmpp2m",
-        description="ODE: dpmpp2m, dpmpp3m, unipc, plms, lms, heun, ddim, euler, dpm1, dpm2, dpm3, dpm_fast, dpmpp2s, "
-        "dpmpp3s, dpmpp_fast; with noise at every step: dpmpp2m_sde, euler_ancestral, ddpm",
+    sampler: str | None = Field(
+        None,
+        description="default: the run's usual one (validation.sampler: dpmpp2m; for iddm ddpm). ODE: dpmpp2m, dpmpp3m, "
+        "unipc, plms, lms, heun, ddim, euler, dpm1, dpm2, dpm3, dpm_fast, dpmpp2s, dpmpp3s, dpmpp_fast; with noise at "
+        "every step: dpmpp2m_sde, euler_ancestral, ddpm",
     )
-    steps: int | None = Field(None, ge=1, description="solver steps; default: the sampler's (dpmpp2m: 20)")
+    steps: int | None = Field(None, ge=1, description="solver steps; default: the run's or the sampler's (dpmpp2m: 20)")
     grid: str | None = Field(
         None,
         description="spacing of the noise levels: karras, log, time, ddim, fast, or a respaced table such as ddim25 or "

@@ -23,6 +23,7 @@ class ServeSettings(Settings):
     deadline: float = Field(60.0, gt=0, description="seconds from arrival in which a request is answered, or told 504")
     images: int = Field(64, ge=1, description="images of one request, made or sent, at most")
     steps: int = Field(1000, ge=1, description="solver steps of one request, at most")
+    area: int = Field(16, ge=1, description="pixels of an image that is made, in multiples of the model's own, at most")
     pixels: int = Field(16_000_000, ge=1, description="pixels of an uploaded image, at most")
     bytes: int = Field(16_000_000, ge=1024, description="bytes of a request, at most")
     upload: float = Field(20.0, gt=0, description="seconds in which a request must have arrived whole")

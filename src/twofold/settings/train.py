@@ -16,6 +16,7 @@ from .kd import KD
 from .loop import LoopSettings as LoopSettings
 from .network import NetworkSettings, TapHeadSettings, UNetSettings
 from .noise import NoiseSettings, VPNoise
+from .regression import Regression, check_regression
 from .tasks import Landmarks, Segmentation, check_head
 
 DENOISERS = ("unet", "dit", "uvit", "iddm")  # kinds of networks that denoise
@@ -141,7 +142,7 @@ class Autoencoding(Settings):
 
 
 ObjectiveSettings = Annotated[
-    Denoising | Supervised | Joint | Autoencoding | FreeMatch | Segmentation | Landmarks | Distill | KD,
+    Denoising | Supervised | Joint | Autoencoding | FreeMatch | Segmentation | Landmarks | Distill | KD | Regression,
     Field(discriminator="kind"),
 ]
 
@@ -153,7 +154,10 @@ class ValidationSettings(Settings):
     max_images: int = Field(2_000, ge=1, description="held-out images used for the loss, at most")
     samples: int = Field(256, ge=0, description="images generated for the Frechet distance; 0 = none")
     encoder: str = Field("pixels", description="encoder of the Frechet distance")
-    sampler: str = Field("dpmpp2m", description="sampler of those images")
+    sampler: str = Field(
+        "dpmpp2m",
+        description="sampler of those images and of previews; another one than this is the run's usual sampler later",
+    )
     steps: int = Field(12, ge=1, description="its steps")
     keep_best: bool = Field(
         True, description="keep the weights that were best at each measure; false where labels are few: it uses more"
@@ -209,8 +213,12 @@ class TrainSettings(Settings):
     def _parts_fit(self) -> TrainSettings:
         objective, network = self.objective, self.network
         self._codec_fits()
-        if (network.kind == "autoencoder") != (objective.kind == "autoencoder"):
-            raise ValueError("network.kind=autoencoder and objective.kind=autoencoder belong together; set both")
+        for mine, its in (("autoencoder", "autoencoder"), ("rdn", "regression")):
+            if (network.kind == mine) != (objective.kind == its):
+                raise ValueError(f"network.kind={mine} and objective.kind={its} belong together; set both")
+        if isinstance(objective, Regression):
+            check_regression(self)
+            return self
         if isinstance(objective, Autoencoding):
             self._autoencoder_fits()
             return self

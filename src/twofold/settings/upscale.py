@@ -30,6 +30,13 @@ class UpscaleSettings(Settings):
         description="solver steps; default: the sampler's (dpmpp2m: 20); 1: the mean of all that fits, smooth",
     )
     sigma_max: float | None = Field(None, gt=0, description="noise level it starts from; default: the model's largest")
+    low_noise: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda value: value == 0,  # older folders keep their names
+        description="level of noise put on the small images, up to network.low_noise of training: the model then "
+        "trusts them less; for images that are damaged, compressed or made by another model",
+    )
     label: int | str | None = Field(None, description="class of all images, where the model knows classes")
     guidance: float = Field(1.0, ge=0, description="1 = as trained, above 1 exaggerates the class")
     tile: int | None = Field(

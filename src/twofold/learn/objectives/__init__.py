@@ -13,6 +13,7 @@ from .freematch import FreeMatchObjective
 from .joint import JointObjective
 from .kd import KDObjective
 from .landmarks import LandmarksObjective
+from .regression import RegressionObjective
 from .segmentation import SegmentationObjective
 from .supervised import SupervisedObjective
 
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, Any] = {
     "kd": KDObjective,
     "segmentation": SegmentationObjective,
     "landmarks": LandmarksObjective,
+    "regression": RegressionObjective,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "objective"]

@@ -23,10 +23,10 @@ from ...data.augment import AUGMENT_DRAWS, augment
 from ...denoiser import NetworkDenoiser
 from ...draws import ImageDraws
 from ...errors import UserError
-from ...lowres import enlarge, shrink
 from ...settings.train import Denoising
 from ..batches import U_AUGMENT, U_LABEL, U_SIGMA, Batch
 from ..crops import CROP_DRAWS, check_crop, cropped
+from ..lowered import low_draws, lowered
 from .base import Objective
 from .levels import Importance, levels
 
@@ -93,7 +93,9 @@ class DenoisingObjective(Objective):
         self.uniforms = U_AUGMENT + (AUGMENT_DRAWS if settings.augment_probability else 0)
         if settings.crop:
             check_crop(settings.crop, denoiser.shape)
-            self.further, self.uniforms = CROP_DRAWS, self.uniforms + CROP_DRAWS
+        self._on_low = low_draws(denoiser, settings.crop)  # they come before those of the crop, which are the last
+        self.further = self._on_low + (CROP_DRAWS if settings.crop else 0)
+        self.uniforms += self.further
         self.levels = levels(denoiser.family, settings)
         self.learns_levels = isinstance(self.levels, Importance)
         self._seed, self._draws = seed, ImageDraws("train")
@@ -126,8 +128,8 @@ class DenoisingObjective(Objective):
             dropped = (batch.uniforms[:, U_LABEL] < chance).to(batch.label.device)
             cond["label"] = torch.where(dropped, -1, batch.label)
         if self.denoiser.low_factor:
-            low = shrink(batch.images, self.denoiser.low_factor)
-            cond["low"] = enlarge(self.denoiser.codec.encode(low), *x0.shape[2:])
+            first = self.uniforms - self.further if self._on_low and self.training else None
+            cond |= lowered(self.denoiser, batch, first)
         sigma, weight = self._levels(batch.uniforms[:, U_SIGMA])
         assert batch.noise is not None
         return Noised(x0, theory.add(x0, batch.noise, sigma), batch.noise, sigma, weight, cond)
