@@ -25,7 +25,7 @@ want otherwise. `--dry-run` says before anything begins how many parameters, how
 | to name images as well as to make them | labels | `joint-digits-mini` to try, `images-32 objective.kind=joint` |
 | a classifier from a few labels | many images | `twofold fewlabel`; alone `freematch-cifar10` |
 | a small network for a camera | a denoiser | `twofold distill RUN classify`, `segment`, `landmarks` |
-| small images made larger | large ones to learn from | `sr-x2`, `sr-x4`, `sr-x4-rdn` (one pass); a try: `sr-digits-mini` |
+| small images made larger | large images | `sr-x2`, `sr-x4`, `sr-x4-rdn` (one pass); a try: `sr-digits-mini` |
 | pictures of defects, class by class | a folder of class folders | `iddm-64`, or `images-64` |
 | to go on from a trained model | a run | `lora` (low-rank updates), `finetune` (a classifier out of it) |
 | numbers of a paper | its data and a GPU | the published recipes, by name |
