@@ -8,6 +8,7 @@ and torchrun themselves start rightly is tested in cli/test_verbs.py and cli/tes
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -46,6 +48,7 @@ class Started:
         given = ([str(word) for word in words], str(cwd or Path.cwd()), own, str(self._out), str(self._err))
         self._process = SERVER.Process(target=_become, args=given)
         self._process.start()
+        atexit.register(self.kill)  # of a test that has failed: whoever leaves waits for all that still run
 
     @property
     def returncode(self) -> int | None:
@@ -58,16 +61,18 @@ class Started:
         return self._process.pid
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since it was asked
+            if self.returncode is None:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL; it is gone when this returns."""
         self.send_signal(signal.SIGKILL)
         self._process.join()
 
-    def lines(self) -> Iterator[str]:
-        """What it prints, line by line, until it ends."""
+    def lines(self, timeout: float = 120) -> Iterator[str]:
+        """What it prints, line by line, until it ends; a test fails that waits for longer (seconds, of all lines)."""
+        until = time.monotonic() + timeout
         with self._out.open() as file:
             part = ""
             while True:
@@ -78,6 +83,8 @@ class Started:
                     part = ""
                 elif ended:
                     return
+                elif time.monotonic() > until:
+                    self._too_long(timeout)
                 else:
                     time.sleep(0.002)
 
@@ -85,9 +92,12 @@ class Started:
         """What it has said on both streams when it has ended; a test fails that waits for longer (seconds)."""
         self._process.join(timeout)
         if self.returncode is None:
-            self.kill()
-            pytest.fail(f"still running after {timeout} seconds: {self._err.read_text()[-1000:]}")
+            self._too_long(timeout)
         return self._out.read_text(), self._err.read_text()
+
+    def _too_long(self, timeout: float) -> NoReturn:
+        self.kill()
+        pytest.fail(f"still running after {timeout} seconds: {self._err.read_text()[-1000:]}")
 
 
 def torchrun(*words: object, count: int = 2, cwd: Path | None = None, **environment: object) -> str:

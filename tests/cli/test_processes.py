@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from twofold.cli.main import main
 
-from ..processes import torchrun
+from ..processes import Started, torchrun
 from .test_sample_evaluate import make_run
 
 
@@ -70,3 +72,12 @@ def test_joint_training(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-4)
     accuracies = [json.loads((tmp_path / n / "result.json").read_text())["metrics"]["accuracy"] for n in ("one", "two")]
     assert abs(accuracies[0] - accuracies[1]) < 0.05
+
+
+def test_a_process_that_says_nothing_fails_its_test_and_is_gone() -> None:
+    """Of a silent one continuous integration would hear nothing, and wait."""
+    silent = Started("-c", "import time; time.sleep(1000)")
+    with pytest.raises(pytest.fail.Exception, match=r"still running after 0\.1 seconds"):
+        next(silent.lines(timeout=0.1))
+    assert silent.returncode == -signal.SIGKILL
+    silent.kill()  # of what has ended it does nothing

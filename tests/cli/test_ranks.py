@@ -18,7 +18,6 @@ MISTAKE, TOLD = ["train", "digit"], "digit: no such preset; did you mean 'digits
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
     """As torchrun keeps one for two processes."""
     kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.3))
     around = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.port)}
     for name, value in {**around, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
@@ -42,7 +41,9 @@ def test_the_first_tells_and_others_leave_quietly(
 def test_a_mistake_of_one_process_alone_is_told(
     store: TCPStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said_by(1, monkeypatch, capsys) == f"twofold: error: process 1: {TOLD}\n"  # the first one makes none
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "PATIENCE", timedelta(seconds=0.3))
+        assert said_by(1, monkeypatch, capsys) == f"twofold: error: process 1: {TOLD}\n"  # the first one makes none
     store.set(ranks.KEY, "another mistake")
     assert said_by(1, monkeypatch, capsys) == f"twofold: error: process 1: {TOLD}\n"
 

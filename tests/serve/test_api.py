@@ -403,6 +403,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ),
     ("generate", {"json": SEED | {"guide": "own"}}, 422, "guide=own"),
     ("generate", {"json": SEED | {"stepz": 1}}, 422, "stepz: no such setting; valid: seed, n, seeds"),
+    ("generate", {"json": SEED | {"path": 1}}, 422, "path: no such setting; valid: seed, n, seeds"),
     ("generate", {"json": [1]}, 422, "body: is no JSON object"),
     ("generate", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "body: is not JSON"),
     ("generate", {"content": b"{}"}, 415, "Content-Type: none: is not taken here; send application/json"),

@@ -15,6 +15,7 @@ from ..settings.copies import CopiesSettings
 from ..settings.resolve import parse_assignments, resolve, settings_hash
 from .copied import Real, Space, Suspects, blocks, real_images, run_and_data, spaces_of, suspects
 from .evaluate import home_of
+from .results import alone_on
 from .show import Progress, say
 from .tablefile import TableFile
 from .train import command_line
@@ -78,18 +79,15 @@ def copies(
     if kept is not None and kept.exists():
         raise UserError(f"keep={settings.keep}", "is there already", "give a new folder")
     say("loading torch ...", quiet)
-    from ..learn.training import make_accelerator
     from .generated import Generated, pixels_hash
 
-    accelerator = make_accelerator(device)
-    if accelerator.num_processes > 1:
-        raise UserError("torchrun", "copies are looked for by one process", "give the same command without it")
+    place = alone_on(device, "copies are looked for")
     say("reading the images ...", quiet)
     given = suspects(path)
     shape = tuple(given.images.shape[1:])
     trained, data = run_and_data(path, settings, shape)
     real = real_images(data, settings, shape, quiet)
-    spaces = spaces_of(trained, settings, accelerator.device, quiet)
+    spaces = spaces_of(trained, settings, place, quiet)
     rate = settings.rate / len(spaces)
     compared = {}
     for space in spaces:

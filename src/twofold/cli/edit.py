@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, some
 from ..settings.edit import EditSettings
-from ..settings.resolve import parse_assignments, resolve, settings_hash
+from ..settings.resolve import parse_assignments, resolve
 from ..settings.sample import GUIDES
 from .edited import Folder, row_of, verdict
 from .predict import data_of, image_shape
-from .probe import home_of, prepare
+from .probe import prepare
+from .results import alone_on, place_of
 from .sample import guide_run
 from .show import Progress, say
 from .told import told_as
@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(EditSettings, [("command line", parse_assignments(args.assignments))])
-    out = Path(args.out) if args.out else None
-    print(edit(args.source, args.images, settings, args.device, args.quiet, out, command_line()))
+    print(edit(args, settings))
     return 0
 
 
@@ -63,42 +62,27 @@ class Editor:
     settings: EditSettings
 
 
-def edit(
-    source: str,
-    images: str,
-    settings: EditSettings,
-    device: str | None,
-    quiet: bool,
-    out: Path | None = None,
-    command: str = "",
-) -> str:
-    """Edits all images into `out` (default: `edits/` of the run); returns what to tell the user.
+def edit(args: argparse.Namespace, settings: EditSettings) -> str:
+    """Edits all images into --out (default: `edits/` of the run); returns what to tell the user.
 
     A batch that is written is not computed again.
     """
-    start = time.monotonic()
+    start, source, images, quiet = time.monotonic(), args.source, args.images, args.quiet
     say("loading torch ...", quiet)
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("loading the model ...", quiet)
     from ..data import open_images, stream
     from ..hashing import weights_hash
-    from ..learn.training import make_accelerator
 
-    accelerator = make_accelerator(device)
-    if accelerator.num_processes > 1:
-        raise UserError("torchrun", "edits are made by one process", "give the same command without it")
-    editor = editor_of(source, settings, accelerator.device)
+    editor = editor_of(source, settings, alone_on(args.device, "edits are made"))
     data = data_of(source, images, image_shape(editor.model), settings)  # type: ignore[arg-type]
     with told_as(f"IMAGE {images}", f"data={images}"):
         opened = open_images(data)
     networks = {id(part): part for part in (editor.model, *editor.recipe.pull.models, editor.judge) if _weighs(part)}
     hashes = [weights_hash(part)[:8] for part in networks.values()]
-    name = Path(images.rstrip("/")).stem or "images"
-    given = {"images": hashed(opened.identity()), "weights": hashes}
-    path = out or home_of(source) / "edits" / "-".join([name, settings_hash(settings), hashed(given)[:8]])
-    facts = {**given, "settings": settings.model_dump(mode="json")}
-    folder = Folder(path, facts, opened.classes(), settings, attributes_of(editor))
+    place, facts = place_of("edits", source, images, settings, opened.identity(), hashes)
+    folder = Folder(Path(args.out) if args.out else place, facts, opened.classes(), settings, attributes_of(editor))
     total = min(opened.count() or 0, settings.n or opened.count() or 0) or None
     with Progress("editing", quiet) as progress:
         for part in stream(opened, data, settings.micro_batch):
@@ -112,17 +96,13 @@ def edit(
                 break
     if not folder.done:
         raise UserError(images, "holds no readable image", "nothing was written")
-    return folder.finish(command, source, time.monotonic() - start)
+    return folder.finish(command_line(), source, time.monotonic() - start)
 
 
 def attributes_of(editor: Editor) -> list[str]:
     """The attributes that are asked about; none where the target is a class."""
     names, target = editor.recipe.pull.class_names, editor.target[0]
     return [] if target.ndim == 0 else [name for name, value in zip(names, target.tolist(), strict=True) if value >= 0]
-
-
-def hashed(identity: Any) -> str:
-    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _weighs(part: Any) -> bool:

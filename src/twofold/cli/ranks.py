@@ -29,7 +29,8 @@ def tell_once(text: str, tell: Callable[[str], None]) -> None:
     if rank == 0:
         tell(text)
         if store is not None:
-            store.set(KEY, text)
+            with contextlib.suppress(Exception):  # it has gone: the others speak for themselves
+                store.set(KEY, text)
         return
     first = ""
     if store is not None:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..settings.data import DataSettings
 from ..settings.given import GivenSettings
-from ..settings.resolve import settings_hash
-from .edit import hashed
-from .probe import home_of, prepare
+from .probe import prepare
 from .remade_folder import Folder, Original
+from .results import alone_on, place_of
 from .show import Progress, say
 from .told import told_as
 from .train import command_line
@@ -69,19 +68,17 @@ def remake(
     say("loading the model ...", quiet)
     from ..data import open_images
     from ..generate.usual import settled
-    from ..learn.training import make_accelerator
+    from ..hashing import weights_hash
     from .predict import data_of, image_shape
 
-    accelerator = make_accelerator(args.device)
-    if accelerator.num_processes > 1:
-        raise UserError("torchrun", "these images are made by one process", "give the same command without it")
-    maker = maker_of(source, settings, making, accelerator.device)
+    maker = maker_of(source, settings, making, alone_on(args.device, "these images are made"))
     settings = settled(settings, maker.model)
     data = data_of(source, images, image_shape(maker.model), settings)  # type: ignore[arg-type]
     with told_as(f"IMAGES {images}", f"data={images}"):
         opened = open_images(data)
     masks = masking(data) if masking else None
-    place, facts = place_of(kind, source, images, settings, maker, (opened.identity(), masks and masks.identity))
+    hashes = [weights_hash(part)[:8] for part in (maker.model, maker.guide) if part is not None]
+    place, facts = place_of(kind, source, images, settings, (opened.identity(), masks and masks.identity), hashes)
     folder = Folder(Path(args.out) if args.out else place, kind, facts, settings)
     total = min(opened.count() or 0, settings.images or opened.count() or 0) or None
     with Progress("painting" if masks else "varying", quiet) as progress:
@@ -95,18 +92,6 @@ def remake(
     if not folder.done:
         raise UserError(images, "holds no readable image", "nothing was written")
     return folder.finish(command_line(), source, time.monotonic() - start)
-
-
-def place_of(
-    kind: str, source: str, images: str, settings: GivenSettings, maker: Maker, identity: Any
-) -> tuple[Path, dict[str, Any]]:
-    """The folder where results go if no other is named, and what must be the same for one to be continued."""
-    from ..hashing import weights_hash
-
-    hashes = [weights_hash(part)[:8] for part in (maker.model, maker.guide) if part is not None]
-    given = {"images": hashed(identity), "weights": hashes}
-    name = "-".join([Path(images.rstrip("/")).stem or "images", settings_hash(settings), hashed(given)[:8]])
-    return home_of(source) / kind / name, {**given, "settings": settings.model_dump(mode="json")}
 
 
 def maker_of(source: str, settings: GivenSettings, making: Make, device: torch.device) -> Maker:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..settings.resolve import parse_assignments, resolve, settings_hash
+from ..settings.resolve import parse_assignments, resolve
 from ..settings.upscale import UpscaleSettings
-from .edit import hashed
+from .packed import packed
 from .pictures import Pictures
-from .probe import home_of, prepare
+from .probe import prepare
+from .results import alone_on, place_of
 from .show import Progress, say
 from .told import told_as
 from .train import command_line
@@ -45,42 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings, _ = resolve(UpscaleSettings, [("command line", parse_assignments(args.assignments))])
-    out = Path(args.out) if args.out else None
-    print(upscale(args.source, args.images, settings, args.device, args.quiet, out, command_line()))
+    print(upscale(args, settings))
     return 0
 
 
-def upscale(
-    source: str,
-    images: str | None,
-    settings: UpscaleSettings,
-    device: str | None,
-    quiet: bool,
-    out: Path | None = None,
-    command: str = "",
-) -> str:
-    """Enlarges all images into `out` (default: `upscaled/` of the run); returns what to tell the user.
+def upscale(args: argparse.Namespace, settings: UpscaleSettings) -> str:
+    """Enlarges all images into --out (default: `upscaled/` of the run); returns what to tell the user.
 
     A batch that is written is not computed again.
     """
-    start = time.monotonic()
+    start, source, images, quiet = time.monotonic(), args.source, args.images, args.quiet
     say("loading torch ...", quiet)
     import torch  # noqa: F401 (said in two parts, so that nothing is silent for long)
 
     say("loading the model ...", quiet)
     from ..hashing import weights_hash
-    from ..learn.training import make_accelerator
 
-    accelerator = make_accelerator(device)
-    if accelerator.num_processes > 1:
-        raise UserError("torchrun", "images are enlarged by one process", "give the same command without it")
-    model = model_of(source, settings, accelerator.device)
+    model = model_of(source, settings, alone_on(args.device, "images are enlarged"))
     pictures = of_run(source, settings, model, quiet) if images is None else of_source(images, settings, model)
-    given = {"images": hashed(pictures.identity), "weights": weights_hash(model)[:8]}
-    facts = {**given, "factor": model.low_factor, "settings": settings.model_dump(mode="json")}
-    stem = settings.split if images is None else Path(images.rstrip("/")).stem or "images"
-    name = "-".join([stem, settings_hash(settings), hashed(given)[:8]])
-    folder = Folder(out or home_of(source) / "upscaled" / name, facts, settings)
+    identity, weights, name = pictures.identity, weights_hash(model)[:8], images or settings.split
+    place, facts = place_of("upscaled", source, name, settings, identity, weights, factor=model.low_factor)
+    folder = Folder(Path(args.out) if args.out else place, facts, settings)
     with Progress("enlarging", quiet) as progress:
         pictures.tell = progress.line
         for part in alike(pictures.first(settings.n), settings.micro_batch):
@@ -91,7 +77,7 @@ def upscale(
             progress(folder.done, min(pictures.total, settings.n or pictures.total))
     if not folder.done:
         raise UserError(images or source, "holds no readable image", "nothing was written")
-    return folder.finish(command, source, time.monotonic() - start)
+    return folder.finish(command_line(), source, time.monotonic() - start)
 
 
 def model_of(source: str, settings: UpscaleSettings, device: torch.device) -> Denoiser:
@@ -149,16 +135,13 @@ def alike(pictures: Iterable[Any], most: int | None) -> Iterator[list[Any]]:
 
 def of_run(source: str, settings: UpscaleSettings, model: Denoiser, quiet: bool) -> Pictures:
     """Held-out images of the run's own data, which are the truth. Raises `UserError` for what is no run."""
-    from ..data import open_store
     from ..run import Run
 
     if not (Path(source) / "settings.yaml").is_file():
         raise UserError("IMAGES", f"not given, and {source} is no run whose data are known", "name some images")
     if settings.truth is not None:
         raise UserError(f"truth={settings.truth}", "the run's own images are the truth", "name IMAGES, or leave it out")
-    with Progress("packing the data", quiet) as packing:
-        store = open_store(Run.open(source).settings().data, packing)
-    return Pictures.of_store(store, settings, model)
+    return Pictures.of_store(packed(Run.open(source).settings().data, quiet), settings, model)
 
 
 def of_source(images: str, settings: UpscaleSettings, model: Denoiser) -> Pictures:

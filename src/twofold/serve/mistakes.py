@@ -27,8 +27,8 @@ def mistake(errors: Sequence[Any], known: Sequence[str] = ()) -> Refused:
     path = _path(errors[0])
     where = ".".join(str(part) for part in path) or "body"
     same = [error for error in errors if _path(error) == path]  # a value that may be of several kinds is none of them
-    if same[0]["type"] == "extra_forbidden":
-        return Refused(422, where[:200], "no such setting", f"valid: {', '.join(known)}")
+    if same[0]["type"] == "extra_forbidden":  # whatever it is called: of settings none lies in another
+        return Refused(422, str(same[0]["loc"][-1])[:200], "no such setting", f"valid: {', '.join(known)}")
     found = [error for error in same if error["type"] not in KINDS and error["type"] != "literal_error"] or same
     said = list(dict.fromkeys(_word(error) for error in found))
     if len(said) > 1 and "is no number" in said and "is no whole number" in said:

@@ -170,10 +170,8 @@ class Gone(Exception):
 
 def _alive(place: Mapping[str, Served]) -> None:
     """Raises what a device says that cannot compute any more, as after a CUDA error. One whose memory is full can."""
-    for model in place.values():
-        with contextlib.suppress(torch.OutOfMemoryError):
-            (torch.ones(1, device=device_of(model)) + 1).item()
-        return
+    with contextlib.suppress(torch.OutOfMemoryError):
+        (torch.ones(1, device=device_of(next(iter(place.values())))) + 1).item()
 
 
 async def _left(request: Request) -> None:

@@ -81,7 +81,7 @@ def make(models: Models, jobs: Sequence[Job], batch: int) -> Work:
     owner = [(job, place) for job in jobs for place in range(len(job.asked.seeds))]
     found: dict[int, list[np.ndarray]] = {id(job): [] for job in jobs}
     assert model.denoiser is not None
-    batch = max(1, batch * math.prod(model.denoiser.shape) // math.prod(plan.shape))
+    batch = max(1, min(batch, batch * math.prod(model.denoiser.shape) // math.prod(plan.shape)))
     for begin in range(0, len(seeds), batch):
         rows = slice(begin, begin + batch)
         mine = owner[rows]
