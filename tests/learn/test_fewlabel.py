@@ -351,6 +351,14 @@ def test_what_a_dry_run_foresees_is_what_is_made(
         assert work.flops > 0
 
 
+def test_what_stands_beside_stage_3_is_foreseen_once(digits: Path, tmp_path: Path) -> None:
+    words = [f"data={digits / 'digits.npz'}", f"labels={digits / 'labels.csv'}", "final.compare=true", "pseudo.folds=2"]
+    settings = resolve(FewLabelSettings, layers_of("mini", parse_assignments(words))[0])[0]
+    shop = prepare(settings, tmp_path / "out", Crew(make_accelerator("cpu"))).shop
+    last = [training.what for training in foresee.trainings(shop) if training.stage == 3]
+    assert last == ["fold", "final", "self-training", "generated alone", "self-training, corrected"]
+
+
 def test_latents_and_transformers_go_all_the_way(digits: Path, tmp_path: Path) -> None:
     """U-ViT on latents of an autoencoder, and a classifier of a frozen encoder beside it: each can be used."""
     autoencoder = tmp_path / "autoencoder"

@@ -94,7 +94,6 @@ def trainings(shop: Workshop) -> Iterator[Training]:
         if final.compare:
             several += [("self-training", 1.0, 0.0, False), ("generated alone", 0.0, 1.0, True)]
             several += [("self-training, corrected", 1.0, 0.0, False)] if s.pseudo.folds else []
-        several += [("self-training, corrected", 1.0, 0.0, False)] if final.compare and s.pseudo.folds else []
         for what, pseudo, generated, alone in several:
             labels, images = NOWHERE if pseudo else None, NOWHERE if generated else None
             yield _training(shop, 3, what, recipes.classifier(s, s.final.learner, labels, images, 0, alone))
