@@ -100,8 +100,8 @@ class Mixture(Base):
 
     def _clusters(self, x: Features, u: Tensor, classes: int) -> Tensor:
         """Log-probabilities (N, K) of as many clusters, which know no label."""
-        nothing = u.new_zeros(len(u), classes)
-        found = self.refined(u, nothing, _means(u, ward(as_float(x), classes).to(u)), torch.ones(classes) > 0)
+        means, everywhere = _means(u, ward(as_float(x), classes).to(u)), torch.ones(classes, dtype=torch.bool)
+        found = self.refined(u, u.new_zeros(len(u), classes), means, everywhere)
         return (u @ found.weights + found.bias).log_softmax(1)
 
     def refined(self, u: Tensor, given: Tensor, means: Tensor, present: Tensor | None = None) -> Settled:
