@@ -42,9 +42,6 @@ class AutoencoderObjective(Objective):
     def previews(self) -> bool:
         return True
 
-    def counted(self, label: Tensor) -> int:
-        return len(label)
-
     def forward(self, batch: Batch) -> Tensor:
         x0 = self.model.codec.encode(batch.images)
         x0_hat, mean, logvar = self.model(x0, batch.noise if self.training else None)

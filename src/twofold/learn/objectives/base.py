@@ -73,8 +73,8 @@ class Objective(nn.Module):
         """
 
     def counted(self, label: Tensor) -> int:
-        """How many images of a batch with these labels count in its mean loss."""
-        raise NotImplementedError
+        """How many images of a batch with these labels count in its mean loss: all, unless it learns of some alone."""
+        return len(label)
 
     def asked(self, label: Tensor) -> int:
         """How many images of a batch with these labels `correct` can judge."""

@@ -131,9 +131,6 @@ class DistillObjective(Objective):
         world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
         self.selection.observe(len(losses) // world)
 
-    def counted(self, label: Tensor) -> int:
-        return len(label)
-
     def asked(self, label: Tensor) -> int:
         return 0
 

@@ -43,9 +43,6 @@ class LandmarksObjective(Objective):
     def previews(self) -> bool:
         return True
 
-    def counted(self, label: Tensor) -> int:
-        return len(label)
-
     def forward(self, batch: Batch) -> Tensor:
         x0, points = self.landmarker.codec.encode(batch.images), batch.points
         if self.training:

@@ -44,9 +44,6 @@ class RegressionObjective(Objective):
     def previews(self) -> bool:
         return True
 
-    def counted(self, label: Tensor) -> int:
-        return len(label)
-
     def forward(self, batch: Batch) -> Tensor:
         if self.settings.crop and self.training:
             batch = cropped(batch, self.settings.crop)

@@ -54,9 +54,6 @@ class SegmentationObjective(Objective):
     def previews(self) -> bool:
         return True
 
-    def counted(self, label: Tensor) -> int:
-        return len(label)
-
     def forward(self, batch: Batch) -> Tensor:
         x0, mask = self.segmenter.codec.encode(batch.images), batch.mask
         assert mask is not None
